@@ -52,7 +52,22 @@ export function hostPrefix(address: string): string {
 export function contains(outer: string, inner: string): boolean {
   const o = parts(outer);
   const i = parts(inner);
-  return o.width === i.width && o.bits <= i.bits && i.first >> BigInt(o.width - o.bits) === o.first >> BigInt(o.width - o.bits);
+  return (
+    o.width === i.width &&
+    o.bits <= i.bits &&
+    i.first >> BigInt(o.width - o.bits) === o.first >> BigInt(o.width - o.bits)
+  );
+}
+
+/** The prefix of `bits` length around a prefix or address that is at least as long, as a key: equal for equal prefixes. */
+export function ancestorKey(value: string, bits: number): string {
+  const { first, width } = parts(value);
+  return `${width}/${bits}/${(first >> BigInt(width - bits)).toString(36)}`;
+}
+
+/** The length of a prefix; of an address, its width. */
+export function lengthOf(value: string): number {
+  return parts(value).bits;
 }
 
 /** Whether two prefixes (or addresses) share an address. */
@@ -64,6 +79,23 @@ export function overlaps(a: string, b: string): boolean {
 export function nthAddress(prefix: string, index: bigint): string {
   const { first, width } = parts(prefix);
   return fromNumber(first + index, width);
+}
+
+// Never a pod's or a node's: this network, loopback, link-local, multicast and above (RFC 6890).
+const special = [
+  "0.0.0.0/8",
+  "127.0.0.0/8",
+  "169.254.0.0/16",
+  "224.0.0.0/3",
+  "::/96",
+  "::ffff:0:0/96",
+  "fe80::/10",
+  "ff00::/8",
+];
+
+/** Whether a prefix or address has no part in the special ranges that no pod or node can have. */
+export function isUsable(value: string): boolean {
+  return !special.some((range) => overlaps(range, value));
 }
 
 /** How many addresses a prefix has. */
@@ -86,10 +118,19 @@ export function compareAddresses(a: string, b: string): number {
   return x.bits - y.bits;
 }
 
+// A plan of thousands of nodes compares the same few thousand values again and again.
+const known = new Map<string, Parts>();
+
 function parts(value: string): Parts {
-  const [address = "", length] = value.split("/");
-  const width = widthOf(address);
-  return { first: toNumber(address), bits: length === undefined ? width : Number(length), width };
+  let result = known.get(value);
+  if (result === undefined) {
+    const [address = "", length] = value.split("/");
+    const width = widthOf(address);
+    result = { first: toNumber(address), bits: length === undefined ? width : Number(length), width };
+    if (known.size > 100_000) known.clear();
+    known.set(value, result);
+  }
+  return result;
 }
 
 function widthOf(address: string): 32 | 128 {

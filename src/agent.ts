@@ -1,0 +1,265 @@
+/**
+ * The loop: events mark what is to be looked at, and one pass at a time makes a plan of what the cluster says and
+ * has it applied. A pass changes nothing that is right.
+ */
+import type { Logger } from "pino";
+import { type Hands, Host } from "./apply.ts";
+import type { ClusterNodes } from "./cluster/nodes.ts";
+import { backoff } from "./cluster/reflector.ts";
+import type { Config } from "./config.ts";
+import { forwardingOff, type KeyPair, readIfThere } from "./host/files.ts";
+import type { Link } from "./host/link.ts";
+import { classify, type Expectation, expectation } from "./host/monitor.ts";
+import type { ObservedRoutes } from "./host/routes.ts";
+import { allowedIpOwners, type Tunnel } from "./host/wireguard.ts";
+import { plan } from "./plan/desired.ts";
+import { annotationsOf, type NodeObject } from "./plan/node.ts";
+import { nodeAddresses, type OwnSettings, ownPodRanges, underlayMtu } from "./plan/own.ts";
+import type { PodRange } from "./plan/pods.ts";
+
+/** Milliseconds in which a burst of events becomes one pass. */
+const coalesce = 25;
+/** Milliseconds for which the pod CIDRs of a node that left stay unreachable. */
+const departure = 600_000;
+
+export class Agent {
+  readonly #config: Config;
+  readonly #nodes: ClusterNodes;
+  readonly #host: Host;
+  readonly #log: Logger;
+  readonly #publicKey: string | null;
+  readonly #version: string;
+  readonly #reserved: string[];
+
+  #podRanges: PodRange[] | undefined;
+  /** What is in the tunnel, as it was last known: it decides which of two claims stands. */
+  #standing: ReadonlyMap<string, string> = new Map();
+  /** By prefix, when it may be forgotten. */
+  readonly #departed = new Map<string, number>();
+  #expected: Expectation | undefined;
+  #reported = new Map<string, string>();
+  #synced = false;
+
+  readonly #reasons = new Set<string>(["start"]);
+  #wake: () => void = () => undefined;
+
+  constructor(options: {
+    config: Config;
+    nodes: ClusterNodes;
+    hands: Hands;
+    keys: KeyPair | undefined;
+    version: string;
+    /** Addresses that no node may claim. */
+    reserved: string[];
+    log: Logger;
+  }) {
+    const { config, hands, keys, log } = options;
+    this.#config = config;
+    this.#nodes = options.nodes;
+    this.#host = new Host({ config, hands, keys, log });
+    this.#publicKey = keys?.publicKey ?? null;
+    this.#version = options.version;
+    this.#reserved = options.reserved;
+    this.#log = log;
+  }
+
+  /** Runs passes until `signal` aborts. Throws if it cannot be told at the start what this node is. */
+  async run(signal: AbortSignal): Promise<void> {
+    signal.addEventListener("abort", () => this.#wake());
+    let resyncAt = this.#nextResync();
+    let retryAt = Number.POSITIVE_INFINITY;
+    while (!signal.aborted) {
+      // Until all nodes are known only a change of the cluster can help: reasons are kept for the first pass.
+      const ready = this.#nodes.complete;
+      if (!ready || this.#reasons.size === 0)
+        await this.#sleep(ready ? Math.min(resyncAt, retryAt) : Number.POSITIVE_INFINITY);
+      await Bun.sleep(coalesce);
+      if (signal.aborted || !this.#nodes.complete) continue;
+      const now = performance.now();
+      if (now >= resyncAt) {
+        resyncAt = this.#nextResync();
+        this.#nodes.refresh(signal);
+        this.forget("resync");
+      }
+      if (now >= retryAt) this.#reasons.add("retry");
+      await this.pass();
+      const { failures } = this.#host;
+      retryAt =
+        failures > 0 ? performance.now() + backoff(failures, Math.random()) : Number.POSITIVE_INFINITY;
+    }
+  }
+
+  /** Something changed that is known already; a pass is due. */
+  mark(reason: string): void {
+    this.#reasons.add(reason);
+    this.#wake();
+  }
+
+  /** What is known of the node may be wrong: the next pass observes everything. */
+  forget(reason: string): void {
+    this.#host.forget();
+    this.mark(reason);
+  }
+
+  /** A line of `ip monitor`. */
+  noticed(line: string): void {
+    if (this.#expected === undefined) return;
+    const signal = classify(line, this.#expected);
+    if (signal === "none") return;
+    this.#log.debug({ line: line.slice(0, 200), signal }, "the kernel tells of a change");
+    if (signal === "everything") this.forget("drift");
+    else {
+      this.#host.forgetLinks();
+      this.mark("links changed");
+    }
+  }
+
+  /** One pass over all resources. */
+  async pass(): Promise<void> {
+    const host = this.#host;
+    const config = this.#config;
+    host.why = [...this.#reasons].join(", ");
+    this.#reasons.clear();
+    const node = this.#nodes.own as NodeObject;
+
+    const links = await host.attempt("links", () => host.links());
+    if (links === undefined) return;
+    const settings = await this.#ownSettings();
+    const podRanges = await this.#ownPodRanges(node, links, settings);
+    if (podRanges === undefined) return;
+    const own = {
+      name: config.nodeName,
+      publicKey: this.#publicKey,
+      podRanges,
+      ...nodeAddresses(node, links, settings),
+    };
+
+    // What others need of us does not wait for what we need of the kernel, nor the other way round.
+    const podCidrs = podRanges.map((range) => range.subnet);
+    const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
+    const annotated = host.attempt("annotations", () =>
+      host.annotate(node.metadata.annotations ?? {}, wanted),
+    );
+    if (!config.firewallOnly) await this.#sync(own, links);
+    await annotated;
+
+    if (this.#synced || host.failures > 0) return;
+    this.#synced = true;
+    this.#log.info({ nodes: this.#nodes.others.size, podCidrs, addresses: own.endpoints }, "in sync");
+  }
+
+  async #sync(own: Parameters<typeof plan>[0]["own"], links: readonly Link[]): Promise<void> {
+    const host = this.#host;
+    const config = this.#config;
+    const overlay = Object.values(config.nativeRouting).includes(false);
+    const tunnel: Tunnel | "none" | undefined = overlay
+      ? await host.attempt("tunnel", () => host.tunnel())
+      : "none";
+    if (typeof tunnel === "object") this.#standing = allowedIpOwners(tunnel);
+    const routes = await host.attempt("routes", () => host.routes());
+    if (routes === undefined) return;
+    const desired = plan({
+      own,
+      nodes: [...this.#nodes.others.values()],
+      settings: config,
+      underlayMtu: underlayMtu(links, own, config.linkName),
+      standing: this.#standing,
+      underlay: routes.underlay,
+      departed: this.#departedPrefixes(routes, own.podRanges),
+      reserved: this.#reserved,
+    });
+    this.#report(desired.problems);
+    this.#expected = expectation(config.linkName, desired.routes);
+    await host.apply(desired, tunnel);
+    if (!this.#synced) await this.#checkForwarding();
+  }
+
+  async #ownSettings(): Promise<OwnSettings> {
+    const { podCidrSourcePath: path, podCidrSource } = this.#config;
+    const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
+    return {
+      ...this.#config,
+      podCidrFile: fromFile ? { path, content: await readIfThere(path) } : undefined,
+    };
+  }
+
+  /** @returns undefined while nothing is known; a source that fails later leaves what it gave before */
+  async #ownPodRanges(
+    node: NodeObject,
+    links: readonly Link[],
+    settings: OwnSettings,
+  ): Promise<PodRange[] | undefined> {
+    const compute = () => ownPodRanges(node, links, settings);
+    const computed =
+      this.#podRanges === undefined
+        ? compute()
+        : await this.#host.attempt("pod CIDRs", async () => compute());
+    if (computed !== undefined && (computed.length > 0 || this.#config.firewallOnly)) {
+      if (!Bun.deepEquals(computed, this.#podRanges))
+        this.#log.info({ podCidrs: computed.map((range) => range.subnet) }, "own pod CIDRs");
+      this.#podRanges = computed;
+    } else if (this.#podRanges === undefined)
+      this.#log.warn(
+        { node: this.#config.nodeName },
+        "the Node has no spec.podCIDRs yet: waiting for the controller manager (--allocate-node-cidrs) to set them; or set POD_CIDR_SOURCE_IPV4 and POD_CIDR_SOURCE_IPV6",
+      );
+    return this.#podRanges;
+  }
+
+  /** Unreachable prefixes of ours that nobody claims any more, and that are not yet to be forgotten. */
+  #departedPrefixes(routes: ObservedRoutes, own: readonly PodRange[]): string[] {
+    const claimed = new Set([
+      ...own.map((range) => range.subnet),
+      ...[...this.#nodes.others.values()].flatMap((node) => node.podCidrs),
+    ]);
+    const present = new Set(
+      routes.own.filter((route) => route.type === "unreachable").map((route) => route.prefix),
+    );
+    const now = performance.now();
+    for (const prefix of this.#departed.keys())
+      if (claimed.has(prefix) || !present.has(prefix)) this.#departed.delete(prefix);
+    for (const prefix of present)
+      if (!claimed.has(prefix) && !this.#departed.has(prefix)) this.#departed.set(prefix, now + departure);
+    return [...this.#departed].filter(([, until]) => until > now).map(([prefix]) => prefix);
+  }
+
+  /** One line for each node whose problems changed, once. */
+  #report(problems: ReadonlyMap<string, string[]>): void {
+    const reported = new Map([...problems].map(([node, list]) => [node, list.join("; ")]));
+    for (const [node, text] of reported)
+      if (this.#reported.get(node) !== text)
+        this.#log.warn(
+          { node, problems: text.slice(0, 1_000) },
+          "a node's claims do not hold: they are left out",
+        );
+    for (const node of this.#reported.keys())
+      if (!reported.has(node)) this.#log.info({ node }, "a node's claims hold again");
+    this.#reported = reported;
+  }
+
+  async #checkForwarding(): Promise<void> {
+    const off = await forwardingOff(this.#config.procSysNet);
+    if (off.length > 0)
+      this.#log.warn(
+        { off },
+        "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d",
+      );
+  }
+
+  /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */
+  async #sleep(until: number): Promise<void> {
+    // A timer's limit is 2^31 ms; to wake early is harmless.
+    const timer = setTimeout(
+      () => this.#wake(),
+      Math.min(Math.max(0, until - performance.now()), 2 ** 31 - 1),
+    );
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
+    clearTimeout(timer);
+  }
+
+  #nextResync(): number {
+    return performance.now() + this.#config.resyncPeriod * 1_000 * (0.9 + 0.2 * Math.random());
+  }
+}

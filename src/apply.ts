@@ -1,0 +1,233 @@
+/**
+ * Brings the node to a desired state, resource by resource: what is known of the kernel is kept, so that a change
+ * costs its own commands and not a full look; what fails is forgotten, and observed anew at the next pass.
+ */
+import type { Logger } from "pino";
+import type { Config } from "./config.ts";
+import { diffCni, diffSysctls, type KeyPair, observeCni } from "./host/files.ts";
+import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
+import {
+  diffRuleset,
+  type ObservedRuleset,
+  observeRuleset,
+  ruleset,
+  settledRuleset,
+} from "./host/nftables.ts";
+import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
+import { command, type Step } from "./host/run.ts";
+import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
+import type { Desired } from "./plan/desired.ts";
+
+/** What acts on the world: for real, or on paper (`--dry-run`). */
+export interface Hands {
+  perform(steps: readonly Step[]): Promise<void>;
+  createLink(name: string, mode: Config["wireguard"]): Promise<void>;
+  annotate(annotations: Record<string, string | null>): Promise<void>;
+  /** On paper a link that was created is not there to be seen. */
+  readonly paper: boolean;
+}
+
+export class Host {
+  readonly #config: Config;
+  readonly #hands: Hands;
+  readonly #keys: KeyPair | undefined;
+  readonly #log: Logger;
+
+  // Undefined: to be observed.
+  #links: Link[] | undefined;
+  #tunnel: Tunnel | undefined;
+  #routes: ObservedRoutes | undefined;
+  #ruleset: { observed: ObservedRuleset | undefined } | undefined;
+
+  /** By public key, the endpoint that we last set. */
+  readonly #wantedEndpoints = new Map<string, string | undefined>();
+  readonly #failures = new Map<string, { count: number; message: string }>();
+  /** Why the pass that is under way is made, for the log. */
+  why = "start";
+
+  constructor(options: { config: Config; hands: Hands; keys: KeyPair | undefined; log: Logger }) {
+    this.#config = options.config;
+    this.#hands = options.hands;
+    this.#keys = options.keys;
+    this.#log = options.log;
+  }
+
+  /** How often in a row the worst of the resources failed; 0 if all work. */
+  get failures(): number {
+    return Math.max(0, ...[...this.#failures.values()].map((failure) => failure.count));
+  }
+
+  forgetLinks(): void {
+    this.#links = undefined;
+  }
+
+  forget(): void {
+    this.#links = undefined;
+    this.#tunnel = undefined;
+    this.#routes = undefined;
+    this.#ruleset = undefined;
+  }
+
+  async links(): Promise<Link[]> {
+    this.#links ??= await observeLinks();
+    return this.#links;
+  }
+
+  async routes(): Promise<ObservedRoutes> {
+    this.#routes ??= await observeRoutes(this.#config.linkName);
+    return this.#routes;
+  }
+
+  /** The tunnel's link, created if it is not there, with its key and port. */
+  async tunnel(): Promise<Tunnel> {
+    const { linkName, wireguard, port, privateKeyPath } = this.#config;
+    const links = await this.links();
+    const own = links.find((link) => link.name === linkName);
+    const reason = own && unfit(own, wireguard);
+    if (reason) throw new Error(reason);
+    if (own === undefined) {
+      this.#tunnel = undefined;
+      this.#routes = undefined;
+      await this.#hands.createLink(linkName, wireguard);
+      this.#links = undefined;
+      if (this.#hands.paper) {
+        this.#links = [...links, { name: linkName, kind: "wireguard", mtu: 0, up: false, addresses: [] }];
+        this.#tunnel = { privateKey: undefined, port: 0, peers: new Map() };
+      }
+    }
+    const tunnel = this.#tunnel ?? (await observeTunnel(linkName));
+    const privateKey = this.#keys?.privateKey ?? "";
+    await this.perform(
+      "WireGuard key and port",
+      diffIdentity(linkName, { privateKey, path: privateKeyPath, port }, tunnel),
+    );
+    this.#tunnel = { ...tunnel, privateKey, port };
+    return this.#tunnel;
+  }
+
+  /**
+   * Adds all, then removes: guards and tunnel first, then what leads to them, then the firewall; the reverse for what
+   * goes. The CNI file comes last, as it lets pods start.
+   * @param tunnel undefined if there should be one and it failed
+   */
+  async apply(desired: Desired, tunnel: Tunnel | "none" | undefined): Promise<void> {
+    const { linkName } = this.#config;
+    const linked = await this.attempt("link", () => this.#applyLink(desired));
+    const observed = await this.attempt("routes", () => this.routes());
+    if (!observed) return;
+    const peers =
+      typeof tunnel === "object" &&
+      diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, Date.now() / 1000);
+    const peered = peers
+      ? await this.attempt("wireguard", async () => {
+          await this.#withTunnel(peers.result, () => this.perform("peers added or changed", peers.add));
+          for (const peer of desired.peers) this.#wantedEndpoints.set(peer.publicKey, peer.endpoint);
+          return true;
+        })
+      : tunnel === "none";
+    // A route to a peer that is not there would lead nowhere, and to take one away might cut what works: only the
+    // guards go in.
+    const guards = {
+      routes: desired.routes.filter((route) => route.type === "unreachable"),
+      ruleFamilies: [],
+    };
+    const changes = diffRoutes(linkName, peered ? desired : guards, observed);
+    const routed = await this.attempt("routes", async () => {
+      this.#routes = undefined;
+      await this.perform("routes added", changes.add);
+      return true;
+    });
+    if (!peered || !routed) return;
+    const filtered = await this.attempt("firewall", () => this.#applyFirewall(desired));
+    const unrouted = await this.attempt("routes", async () => {
+      await this.perform("routes removed", changes.remove);
+      this.#routes = settledRoutes(desired, observed);
+      return true;
+    });
+    if (peers && unrouted)
+      await this.attempt("wireguard", () =>
+        this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
+      );
+    if (linked && filtered && unrouted) await this.attempt("CNI file", () => this.#applyCni(desired));
+  }
+
+  async annotate(present: Record<string, string>, wanted: Record<string, string | null>): Promise<void> {
+    const differing = Object.entries(wanted).filter(([name, value]) => (present[name] ?? null) !== value);
+    if (differing.length === 0) return;
+    const annotations = Object.fromEntries(differing);
+    await this.#hands.annotate(annotations);
+    this.#log.info({ why: this.why, annotations }, "own Node annotated");
+  }
+
+  /** Runs one resource's part; a failure is told once, noted for the retry, and does not stop the others. */
+  async attempt<T>(resource: string, part: () => Promise<T>): Promise<T | undefined> {
+    try {
+      const result = await part();
+      if (this.#failures.delete(resource)) this.#log.info({ resource }, "works again");
+      return result;
+    } catch (error) {
+      const { message } = error as Error;
+      const before = this.#failures.get(resource);
+      if (before?.message !== message)
+        this.#log.error({ resource, error: message }, "failed; it is tried again");
+      this.#failures.set(resource, { count: (before?.count ?? 0) + 1, message });
+      this.#links = undefined;
+      return undefined;
+    }
+  }
+
+  async perform(what: string, steps: readonly Step[], details: object = {}): Promise<void> {
+    if (steps.length === 0) return;
+    await this.#hands.perform(steps);
+    this.#log.info({ why: this.why, ...details, commands: steps.map(summary) }, what);
+  }
+
+  async #applyLink(desired: Desired): Promise<true> {
+    const { linkName, procSysNet, podIpv6Dad } = this.#config;
+    const own = (await this.links()).find((link) => link.name === linkName);
+    if (desired.link === undefined) {
+      // Left by an earlier configuration with a tunnel. One that a wireguard-go serves goes with that.
+      if (own?.kind === "wireguard")
+        await this.perform("link removed", [command`ip link delete dev ${linkName}`]);
+      return true;
+    }
+    await this.perform("sysctls", await diffSysctls(procSysNet, linkName, !podIpv6Dad));
+    const steps = own ? diffLink(linkName, desired.link, own) : [];
+    await this.perform("link set up", steps, desired.link);
+    if (steps.length > 0 && !this.#hands.paper) this.#links = undefined;
+    return true;
+  }
+
+  async #withTunnel(result: Tunnel, change: () => Promise<void>): Promise<void> {
+    this.#tunnel = undefined;
+    await change();
+    this.#tunnel = result;
+  }
+
+  async #applyFirewall(desired: Desired): Promise<true> {
+    const known = this.#ruleset ?? { observed: await observeRuleset() };
+    const wanted = ruleset(desired.firewall);
+    this.#ruleset = undefined;
+    await this.perform("firewall", diffRuleset(wanted, known.observed));
+    this.#ruleset = { observed: settledRuleset(wanted) };
+    return true;
+  }
+
+  async #applyCni(desired: Desired): Promise<void> {
+    const path = this.#config.cniConfigPath;
+    if (desired.cni !== undefined)
+      await this.perform("CNI file", diffCni(path, desired.cni, await observeCni(path)));
+  }
+}
+
+/** A step in one line of the log. */
+function summary(step: Step): string {
+  const text =
+    step.kind === "run"
+      ? [
+          ...step.argv,
+          ...(step.stdin === undefined ? [] : ["<<", step.stdin.trim().replaceAll("\n", "; ")]),
+        ].join(" ")
+      : `${step.kind} ${step.path}`;
+  return text.length > 300 ? `${text.slice(0, 300)}… (${text.length} characters)` : text;
+}

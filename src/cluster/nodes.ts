@@ -1,0 +1,180 @@
+/** Follows the Nodes: the own one whole, the others by their metadata, and keeps what the plan needs of each. */
+import type { Logger } from "pino";
+import { fromAnnotations, fromNode, type NodeObject, type NodeRecord, saysAll } from "../plan/node.ts";
+import { type ApiClient, ApiError } from "./client.ts";
+import { type ApiObject, backoff, follow } from "./reflector.ts";
+
+const nodes = "/api/v1/nodes";
+const readsAtOnce = 16;
+
+export class ClusterNodes {
+  /** The own Node, undefined while there is none. */
+  own: NodeObject | undefined;
+  readonly others = new Map<string, NodeRecord>();
+
+  /** Whether a complete list of all nodes has been read, and the own Node. */
+  get complete(): boolean {
+    return this.#listed && this.own !== undefined;
+  }
+
+  readonly #client: ApiClient;
+  readonly #ownName: string;
+  readonly #log: Logger;
+  readonly #changed: () => void;
+  #listed = false;
+  /** Nodes whose annotations do not say all, by the version of theirs that was read whole; undefined: to be read. */
+  readonly #ofOtherKind = new Map<string, string | undefined>();
+  #reading: Promise<void> | undefined;
+
+  /** @param changed called after each change of `own` or `others` */
+  constructor(options: { client: ApiClient; ownName: string; log: Logger; changed: () => void }) {
+    this.#client = options.client;
+    this.#ownName = options.ownName;
+    this.#log = options.log;
+    this.#changed = options.changed;
+  }
+
+  /** Runs until `signal` aborts. */
+  async run(signal: AbortSignal): Promise<void> {
+    const collection = { client: this.#client, path: nodes, log: this.#log };
+    const fieldSelector = `metadata.name=${this.#ownName}`;
+    await Promise.all([
+      follow<ApiObject & NodeObject>(
+        { ...collection, fieldSelector },
+        {
+          replaced: ([node]) => this.#setOwn(node),
+          changed: (node) => this.#setOwn(node),
+          removed: () => this.#setOwn(undefined),
+        },
+        signal,
+      ),
+      follow<ApiObject>(
+        { ...collection, metadataOnly: true },
+        {
+          replaced: (items) => this.#replace(items, signal),
+          changed: (item) => {
+            this.#note(item);
+            this.#settle(signal);
+          },
+          removed: (item) => {
+            this.#ofOtherKind.delete(item.metadata.name);
+            if (this.others.delete(item.metadata.name)) this.#changed();
+          },
+        },
+        signal,
+      ),
+    ]);
+  }
+
+  /** Reads the Nodes of the other kind again: their status may have changed without a change of their metadata. */
+  refresh(signal: AbortSignal): void {
+    for (const name of this.#ofOtherKind.keys()) this.#ofOtherKind.set(name, undefined);
+    if (this.#listed) this.#settle(signal);
+  }
+
+  /** Patches the own Node's annotations; null takes one away. */
+  async annotate(annotations: Record<string, string | null>): Promise<void> {
+    await this.#client.json({
+      method: "PATCH",
+      path: `${nodes}/${encodeURIComponent(this.#ownName)}`,
+      contentType: "application/merge-patch+json",
+      body: JSON.stringify({ metadata: { annotations } }),
+    });
+  }
+
+  #setOwn(node: NodeObject | undefined): void {
+    if (node === undefined)
+      this.#log.warn(
+        { node: this.#ownName },
+        "there is no Node of this name: waiting for kubelet to register it; if it has another name, set NODE_NAME",
+      );
+    const { metadata, spec, status } = node ?? {};
+    const parts = node && {
+      metadata: {
+        name: this.#ownName,
+        labels: metadata?.labels ?? {},
+        annotations: metadata?.annotations ?? {},
+      },
+      spec: { podCIDRs: spec?.podCIDRs ?? (spec?.podCIDR ? [spec.podCIDR] : []) },
+      status: { addresses: status?.addresses ?? [] },
+    };
+    // Heartbeats change the Node all the time, and nothing that we look at.
+    if (Bun.deepEquals(parts, this.own)) return;
+    this.own = parts;
+    this.#changed();
+  }
+
+  #replace(items: ApiObject[], signal: AbortSignal): void {
+    const present = new Set(items.map((item) => item.metadata.name));
+    for (const name of [...this.others.keys(), ...this.#ofOtherKind.keys()])
+      if (!present.has(name)) {
+        this.others.delete(name);
+        this.#ofOtherKind.delete(name);
+      }
+    for (const item of items) this.#note(item);
+    this.#settle(signal, () => {
+      this.#listed = true;
+    });
+  }
+
+  #note(item: ApiObject): void {
+    const { name, annotations, resourceVersion } = item.metadata;
+    if (name === this.#ownName) return;
+    if (saysAll(annotations)) {
+      this.#ofOtherKind.delete(name);
+      this.others.set(name, fromAnnotations(item));
+    } else if (!this.#ofOtherKind.has(name) || this.#ofOtherKind.get(name) !== resourceVersion)
+      this.#ofOtherKind.set(name, undefined);
+  }
+
+  /** Reads what is to be read whole, then tells of the change. */
+  #settle(signal: AbortSignal, then?: () => void): void {
+    const before = this.#reading ?? Promise.resolve();
+    const reading = before
+      .then(() => this.#readWhole(signal))
+      .then(() => {
+        if (signal.aborted) return;
+        then?.();
+        this.#changed();
+      });
+    this.#reading = reading;
+  }
+
+  async #readWhole(signal: AbortSignal): Promise<void> {
+    for (let failures = 0; !signal.aborted; ) {
+      const names = [...this.#ofOtherKind]
+        .filter(([, version]) => version === undefined)
+        .map(([name]) => name);
+      if (names.length === 0) return;
+      try {
+        for (let from = 0; from < names.length; from += readsAtOnce)
+          await Promise.all(
+            names.slice(from, from + readsAtOnce).map((name) => this.#readNode(name, signal)),
+          );
+        return;
+      } catch (error) {
+        failures += 1;
+        if (failures === 1)
+          this.#log.warn({ error: (error as Error).message }, "cannot read Nodes of the other kind of agent");
+        await Bun.sleep(backoff(failures, Math.random()));
+      }
+    }
+  }
+
+  async #readNode(name: string, signal: AbortSignal): Promise<void> {
+    try {
+      const node = await this.#client.json<ApiObject & NodeObject>({
+        path: `${nodes}/${encodeURIComponent(name)}`,
+        signal,
+      });
+      // It may have left, or have become one of our kind, while the answer was on its way.
+      if (!this.#ofOtherKind.has(name)) return;
+      this.#ofOtherKind.set(name, node.metadata.resourceVersion ?? "");
+      this.others.set(name, saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node));
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 404)) throw error;
+      this.#ofOtherKind.delete(name);
+      this.others.delete(name);
+    }
+  }
+}

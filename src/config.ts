@@ -1,0 +1,174 @@
+/** The environment, read once: the only place that does. Every mistake is reported, none is replaced by a default. */
+import { readFileSync } from "node:fs";
+import type { Family } from "./plan/address.ts";
+import { compileExpression, type Expression } from "./plan/expression.ts";
+
+export type PodCidrSource = "none" | "spec" | "file" | "expression";
+export type PerFamily<T> = Record<Family, T>;
+
+export interface Config {
+  /** The Node that this agent serves. */
+  nodeName: string;
+  /** A kubeconfig file, or undefined for the in-cluster service account. */
+  kubeconfig: string | undefined;
+  linkName: string;
+  /** UDP port of the tunnel on every node. */
+  port: number;
+  privateKeyPath: string;
+  wireguard: "auto" | "kernel" | "userspace";
+  /** Which families the tunnel's endpoints may have. */
+  tunnelFamilies: readonly Family[];
+  cniConfigPath: string;
+  /** Links whose global addresses are node addresses besides those of the Node's status. */
+  nodeIpInterfaces: string[];
+  podCidrSource: PerFamily<PodCidrSource>;
+  podCidrSourcePath: string | undefined;
+  podCidrExpression: Expression | undefined;
+  masquerade: PerFamily<boolean>;
+  nativeRouting: PerFamily<boolean>;
+  firewallOnly: boolean;
+  /** Where the host's /proc/sys/net is. */
+  procSysNet: string;
+  /** Whether new links go through IPv6 duplicate address detection, 1 to 2 s for a new pod. */
+  podIpv6Dad: boolean;
+  /** Seconds between two full observations. */
+  resyncPeriod: number;
+  logLevel: string;
+}
+
+export class ConfigError extends Error {
+  constructor(readonly mistakes: string[]) {
+    super(`wrong configuration:\n${mistakes.map((mistake) => `  ${mistake}`).join("\n")}`);
+  }
+}
+
+type Environment = Record<string, string | undefined>;
+
+/** Reads the configuration; throws a `ConfigError` that lists all mistakes. */
+export function readConfig(env: Environment): Config {
+  const mistakes: string[] = [];
+  const wrong = (name: string, right: string) => {
+    mistakes.push(`${name}=${JSON.stringify(env[name] ?? "")}: ${right}`);
+  };
+  const text = (name: string, fallback: string) => env[name] ?? fallback;
+  const optional = (name: string) => env[name] || undefined;
+  const bool = (name: string, fallback: boolean): boolean => {
+    if (env[name] === undefined) return fallback;
+    const value = parseBool(env[name]);
+    if (value === undefined) wrong(name, "must be a boolean: 1, t, true, 0, f or false");
+    return value ?? fallback;
+  };
+  const integer = (name: string, fallback: number, least: number, most: number): number => {
+    const value = env[name] ?? String(fallback);
+    if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value);
+    wrong(name, `must be a whole number from ${least} to ${most}`);
+    return fallback;
+  };
+  const choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
+    const value = env[name] ?? fallback;
+    if (choices.includes(value as T)) return value as T;
+    wrong(name, `must be one of ${choices.join(", ")}`);
+    return fallback;
+  };
+  const path = (name: string, fallback: string): string => {
+    const value = env[name] ?? fallback;
+    if (!value.startsWith("/")) wrong(name, "must be an absolute path");
+    return value;
+  };
+  const perFamily = <T>(read: (suffix: "IPV4" | "IPV6") => T): PerFamily<T> => ({
+    ipv4: read("IPV4"),
+    ipv6: read("IPV6"),
+  });
+
+  const nodeName = text("NODE_NAME", "");
+  if (nodeName === "") wrong("NODE_NAME", "must be the name of this node's Node object");
+  const linkName = text("WIGGLENET_IFACE_NAME", "wigglenet");
+  // The kernel's limit is 15 bytes; dots would split the sysctl path.
+  if (!/^[A-Za-z0-9_-]{1,15}$/.test(linkName))
+    wrong("WIGGLENET_IFACE_NAME", "must be a link name of 1 to 15 letters, digits, - and _");
+  const nodeIpInterfaces = text("NODE_IP_INTERFACES", "")
+    .split(",")
+    .map((name) => name.trim())
+    .filter(Boolean);
+  for (const name of nodeIpInterfaces)
+    if (name.length > 15 || /[\s/]/.test(name))
+      wrong("NODE_IP_INTERFACES", `${JSON.stringify(name)} cannot be the name of a link`);
+
+  const podCidrSource = perFamily((family) =>
+    choice<PodCidrSource>(`POD_CIDR_SOURCE_${family}`, "spec", ["none", "spec", "file", "expression"]),
+  );
+  const sources = Object.values(podCidrSource);
+  const firewallOnly = bool("FIREWALL_ONLY", false);
+  if (sources.every((source) => source === "none") && !firewallOnly)
+    wrong(
+      "POD_CIDR_SOURCE_IPV6",
+      "must not be none while POD_CIDR_SOURCE_IPV4 is none too: pods would have no address",
+    );
+  const podCidrSourcePath = sources.includes("file")
+    ? path("POD_CIDR_SOURCE_PATH", "")
+    : optional("POD_CIDR_SOURCE_PATH");
+
+  for (const name of [
+    "FILTER_IPV4",
+    "FILTER_IPV6",
+    "ENABLE_NETWORK_POLICY",
+    "ENABLE_FLOWTABLE",
+    "ENABLE_METRICS",
+  ])
+    if (bool(name, false)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
+  if (choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]) === "iptables")
+    wrong("FIREWALL_BACKEND", "this version knows nftables only: use auto or nftables");
+
+  const config: Config = {
+    nodeName,
+    kubeconfig: optional("KUBECONFIG"),
+    linkName,
+    port: integer("WIGGLENET_WG_PORT", 24601, 1, 65535),
+    privateKeyPath: path("WIGGLENET_PRIVKEY_PATH", "/etc/wigglenet/private.key"),
+    wireguard: choice("WIREGUARD", "auto", ["auto", "kernel", "userspace"]),
+    tunnelFamilies: tunnelFamilies[choice("WG_IP_FAMILY", "dualstack", ["ipv4", "ipv6", "dualstack"])],
+    cniConfigPath: path("CNI_CONFIG_PATH", "/etc/cni/net.d/10-wigglenet.conflist"),
+    nodeIpInterfaces,
+    podCidrSource,
+    podCidrSourcePath,
+    podCidrExpression: sources.includes("expression") ? readExpression(env, wrong) : undefined,
+    masquerade: perFamily((family) => bool(`MASQUERADE_${family}`, true)),
+    nativeRouting: perFamily((family) => bool(`NATIVE_ROUTING_${family}`, false)),
+    firewallOnly,
+    procSysNet: path("PROC_SYS_NET_PATH", "/proc/sys/net"),
+    podIpv6Dad: bool("POD_IPV6_DAD", false),
+    resyncPeriod: integer("RESYNC_PERIOD", 60, 1, 86_400),
+    logLevel: choice("LOG_LEVEL", "info", ["trace", "debug", "info", "warn", "error"]),
+  };
+  if (mistakes.length > 0) throw new ConfigError(mistakes);
+  return config;
+}
+
+const tunnelFamilies: Record<"ipv4" | "ipv6" | "dualstack", readonly Family[]> = {
+  ipv4: ["ipv4"],
+  ipv6: ["ipv6"],
+  dualstack: ["ipv4", "ipv6"],
+};
+
+/** What Go's strconv.ParseBool takes. */
+function parseBool(value: string): boolean | undefined {
+  if (["1", "t", "T", "true", "TRUE", "True"].includes(value)) return true;
+  if (["0", "f", "F", "false", "FALSE", "False"].includes(value)) return false;
+  return undefined;
+}
+
+function readExpression(
+  env: Environment,
+  wrong: (name: string, right: string) => void,
+): Expression | undefined {
+  const file = env.POD_CIDR_EXPRESSION_PATH;
+  const name = file ? "POD_CIDR_EXPRESSION_PATH" : "POD_CIDR_EXPRESSION";
+  try {
+    const source = file ? readFileSync(file, "utf8") : (env[name] ?? "");
+    if (source.trim() === "") throw new Error("must be a CEL expression, as a POD_CIDR_SOURCE is expression");
+    return compileExpression(source);
+  } catch (error) {
+    wrong(name, (error as Error).message);
+    return undefined;
+  }
+}

@@ -1,0 +1,106 @@
+/** Files of the node: the private key, the CNI file, sysctls. */
+import { createPrivateKey, createPublicKey, generateKeyPairSync } from "node:crypto";
+import { chmod, mkdir, readFile, readlink, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { parseKey } from "../plan/node.ts";
+import { createExclusively, type Step } from "./run.ts";
+
+export interface KeyPair {
+  privateKey: string;
+  publicKey: string;
+}
+
+/** The node's key pair, or undefined if there is no file; throws if the file holds no key. */
+export async function observeKeyPair(path: string): Promise<KeyPair | undefined> {
+  const present = await readIfThere(path);
+  if (present === undefined) return undefined;
+  const privateKey = parseKey(present);
+  if (privateKey === undefined)
+    throw new Error(
+      `private key ${path} is not base64 of 32 bytes: put the right key there, or remove the file to have a new key made`,
+    );
+  return { privateKey, publicKey: publicKeyOf(privateKey) };
+}
+
+/** Reads the node's private key; creates it if there is none. What is there is never overwritten. */
+export async function ensurePrivateKey(path: string): Promise<KeyPair & { created: boolean }> {
+  const present = await observeKeyPair(path);
+  if (present !== undefined) {
+    if (((await stat(path)).mode & 0o077) !== 0) await chmod(path, 0o600);
+    return { ...present, created: false };
+  }
+  const jwk = generateKeyPairSync("x25519").privateKey.export({ format: "jwk" });
+  const privateKey = Buffer.from(jwk.d as string, "base64url").toString("base64");
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  await createExclusively(path, `${privateKey}\n`, 0o600);
+  return { privateKey, publicKey: publicKeyOf(privateKey), created: true };
+}
+
+// PKCS#8 around a raw X25519 key (RFC 8410).
+const pkcs8 = Buffer.from("302e020100300506032b656e04220420", "hex");
+
+export function publicKeyOf(privateKey: string): string {
+  const der = Buffer.concat([pkcs8, Buffer.from(privateKey, "base64")]);
+  const key = createPublicKey(createPrivateKey({ key: der, format: "der", type: "pkcs8" }));
+  return Buffer.from(key.export({ format: "jwk" }).x as string, "base64url").toString("base64");
+}
+
+/** The CNI file is a symbolic link to a tmpfs: after a reboot no pod starts on what an earlier boot wrote. */
+export interface ObservedCni {
+  target: string | undefined;
+  content: string | undefined;
+}
+
+function cniTarget(path: string): string {
+  return join("/run/wigglenet", basename(path));
+}
+
+export async function observeCni(path: string): Promise<ObservedCni> {
+  const target = await readlink(path).catch(() => undefined);
+  return { target, content: await readIfThere(path) };
+}
+
+export function diffCni(path: string, desired: string, observed: ObservedCni): Step[] {
+  const target = cniTarget(path);
+  if (observed.target === target && observed.content === desired) return [];
+  return [
+    { kind: "write", path: target, content: desired, mode: 0o644 },
+    // Made anew at each write: the runtime watches this folder, not the one it points into.
+    { kind: "symlink", path, target },
+  ];
+}
+
+/** Sysctls below `root` that differ: the tunnel link's rp_filter is loose, and new links skip duplicate address detection. */
+export async function diffSysctls(root: string, link: string, skipDad: boolean): Promise<Step[]> {
+  const wanted: [string, string][] = [
+    // A NodePort connection from another node comes by the tunnel though its source is routed to the underlay.
+    [`ipv4/conf/${link}/rp_filter`, "2"],
+    ...(skipDad ? ([["ipv6/conf/default/accept_dad", "0"]] as [string, string][]) : []),
+  ];
+  const steps: Step[] = [];
+  for (const [name, value] of wanted) {
+    const path = join(root, name);
+    const present = (await readIfThere(path))?.trim();
+    if (present !== undefined && present !== value) steps.push({ kind: "sysctl", path, value });
+  }
+  return steps;
+}
+
+/** The forwarding sysctls that are off though pods need them. */
+export async function forwardingOff(root: string): Promise<string[]> {
+  const names = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+  const values = await Promise.all(names.map((name) => readIfThere(join(root, name))));
+  return names
+    .filter((_, index) => values[index]?.trim() === "0")
+    .map((name) => `net.${name.replaceAll("/", ".")}`);
+}
+
+export async function readIfThere(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, "utf8");
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,99 @@
+/** What the kernel tells of changes, by `ip monitor`, and which of them are drift. */
+import type { Logger } from "pino";
+import { parseAddress } from "../plan/address.ts";
+import { type Route, tunnelTable } from "../plan/desired.ts";
+import { protocol } from "./routes.ts";
+
+/** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
+export type Signal = "none" | "links" | "everything";
+
+/** What there should be, as the monitor needs it. */
+export interface Expectation {
+  link: string;
+  /** Place of each own route: table, prefix, and whether it is unreachable. */
+  places: ReadonlySet<string>;
+  /** Whether routes of the underlay matter, as copies of them are among ours. */
+  followsUnderlay: boolean;
+}
+
+export function expectation(link: string, routes: readonly Route[]): Expectation {
+  return {
+    link,
+    places: new Set(
+      routes.map((route) =>
+        place(route.type === "tunnel" ? route.table : "main", route.prefix, route.type === "unreachable"),
+      ),
+    ),
+    followsUnderlay: routes.some((route) => route.type === "underlay"),
+  };
+}
+
+/** Reads one line of `ip -o monitor label link address route rule`. */
+export function classify(line: string, expected: Expectation): Signal {
+  const match = /^\[(LINK|ADDR|ROUTE|RULE)\](Deleted )?(.*)$/.exec(line);
+  if (match === null) return "none";
+  const [, label, deleted, text = ""] = match;
+  if (label === "RULE") {
+    // Ours in its place is what we want to see; all else about it is somebody's doing.
+    const ours = text.startsWith(`${tunnelTable}:`) || text.includes(`proto ${protocol}`);
+    return ours && (deleted || !text.startsWith(`${tunnelTable}:`)) ? "everything" : "none";
+  }
+  if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
+  const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
+  // Pods' links come and go all the time, and nothing of ours depends on them.
+  if (name.startsWith("veth") || name === "lo") return "none";
+  const lost =
+    label === "LINK" && name === expected.link && (deleted !== undefined || !/<[^>]*\bUP\b[^>]*>/.test(text));
+  // A link that went down has lost its IPv4 routes without a word.
+  return lost ? "everything" : "links";
+}
+
+function classifyRoute(text: string, deleted: boolean, expected: Expectation): Signal {
+  const [first = "", second = ""] = text.split(" ");
+  const unreachable = first === "unreachable";
+  const table = / table (\S+)/.exec(text)?.[1] ?? "main";
+  const destination = /^\w+$/.test(first) ? second : first;
+  const prefix = parseAddress(destination)
+    ? `${destination}/${destination.includes(":") ? 128 : 32}`
+    : destination;
+  const wanted = expected.places.has(place(table, prefix, unreachable));
+  if (text.includes(` proto ${protocol} `)) return wanted === deleted ? "everything" : "none";
+  // A foreign route in the place of one of ours has taken it.
+  if (wanted && !deleted) return "everything";
+  const underlay = table === "main" && !/ dev (veth|lo )/.test(text);
+  return expected.followsUnderlay && underlay ? "everything" : "none";
+}
+
+function place(table: string, prefix: string, unreachable: boolean): string {
+  return `${table} ${prefix} ${unreachable}`;
+}
+
+/** Runs until `signal` aborts; a monitor that ends is started again, and what it missed is made up for. */
+export async function monitor(
+  onLine: (line: string) => void,
+  onGap: () => void,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<void> {
+  while (!signal.aborted) {
+    const child = Bun.spawn(["ip", "-o", "monitor", "label", "link", "address", "route", "rule"], {
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "ignore",
+      signal,
+    });
+    const decoder = new TextDecoder();
+    let rest = "";
+    for await (const chunk of child.stdout) {
+      const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+      rest = pieces.pop() ?? "";
+      for (const piece of pieces) onLine(piece);
+    }
+    await child.exited;
+    if (signal.aborted) return;
+    // Most likely its socket overflowed in a burst.
+    log.debug({ exitCode: child.exitCode }, "ip monitor ended; starting it again");
+    await Bun.sleep(1_000);
+    onGap();
+  }
+}

@@ -1,0 +1,179 @@
+/**
+ * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
+ * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
+ */
+import { spawn } from "node:child_process";
+import { link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
+import { dirname } from "node:path";
+import { type ProcessOutput, $ as zx } from "zx/core";
+
+/** A process to run: argv, and what it reads on stdin. */
+export interface Command {
+  kind: "run";
+  argv: string[];
+  stdin?: string;
+}
+
+export type Step =
+  | Command
+  /** Written to a temporary file, synced, and renamed over `path`; `mode` as for chmod. */
+  | { kind: "write"; path: string; content: string; mode: number }
+  /** A symbolic link at `path`, made anew by rename. */
+  | { kind: "symlink"; path: string; target: string }
+  /** A value written to an existing file under /proc/sys, in place. */
+  | { kind: "sysctl"; path: string; value: string };
+
+type Word = string | number | readonly string[];
+
+/** A failed command, with its argv, its exit code and what it said on stderr. */
+export class CommandError extends Error {
+  readonly stderr: string;
+  constructor(argv: string[], output: { exitCode: number | null; stderr: string; message?: string }) {
+    const said = output.stderr.trim() || (output.exitCode === null ? "timed out" : "it said nothing");
+    super(`${printable(argv)}: exit code ${output.exitCode}: ${said}`);
+    this.stderr = output.stderr;
+  }
+}
+
+/** A command from a template: split at white space; an interpolated value is one argument, an array that many. */
+export function command(pieces: TemplateStringsArray, ...words: Word[]): Command {
+  return { kind: "run", argv: argvOf(pieces, words) };
+}
+
+/** Runs a command from a template and gives its stdout. */
+export function $(pieces: TemplateStringsArray, ...words: Word[]): Promise<string> {
+  return execute({ kind: "run", argv: argvOf(pieces, words) });
+}
+
+/** A command that reads `lines` from stdin, one a line, or none at all for no lines. */
+export function batch(argv: string[], lines: readonly string[]): Command[] {
+  return lines.length === 0 ? [] : [{ kind: "run", argv, stdin: `${lines.join("\n")}\n` }];
+}
+
+// There is no shell in the image: zx hands us the words between these marks, and we start the program directly.
+const mark = "\u001e";
+const direct = zx({
+  quiet: true,
+  nothrow: true,
+  prefix: "",
+  postfix: "",
+  shell: "none",
+  timeout: "60s",
+  quote: (word: string) => `${mark}${word}${mark}`,
+  spawn: ((line: string, _: string[], options: object) => {
+    const [program = "", ...args] = line.split(mark).filter((_, index) => index % 2 === 1);
+    return spawn(program, args, { ...options, shell: false });
+  }) as typeof spawn,
+});
+
+/** Runs one command; throws `CommandError` if it does not exit with 0. */
+export async function execute({ argv, stdin }: Command): Promise<string> {
+  let output: ProcessOutput;
+  output = await direct({ ...(stdin === undefined ? {} : { input: stdin }) })`${argv}`;
+  if (output.exitCode !== 0) {
+    const missing = output.exitCode !== null && output.exitCode < 0;
+    throw new CommandError(
+      argv,
+      missing ? { exitCode: output.exitCode, stderr: `cannot start ${argv[0]}` } : output,
+    );
+  }
+  return output.stdout;
+}
+
+/** Carries steps out in order and stops at the first that fails. */
+export async function perform(steps: readonly Step[]): Promise<void> {
+  for (const step of steps) {
+    switch (step.kind) {
+      case "run":
+        await execute(step);
+        break;
+      case "write":
+        await writeAtomically(step.path, step.content, step.mode);
+        break;
+      case "symlink":
+        await mkdir(dirname(step.path), { recursive: true });
+        await symlink(step.target, temporary(step.path));
+        await rename(temporary(step.path), step.path);
+        break;
+      case "sysctl":
+        await Bun.write(step.path, step.value);
+        break;
+    }
+  }
+}
+
+/** Creates a file with its content on disk, atomically; a file that is already there is left and is an error. */
+export async function createExclusively(path: string, content: string, mode: number): Promise<void> {
+  const draft = await writeDraft(path, content, mode);
+  try {
+    await link(draft, path);
+    await syncDirectory(path);
+  } finally {
+    await unlink(draft);
+  }
+}
+
+/** A step as one could paste it into a shell. */
+export function printStep(step: Step): string {
+  switch (step.kind) {
+    case "run":
+      return step.stdin === undefined
+        ? printable(step.argv)
+        : `${printable(step.argv)} <<'END'\n${step.stdin.trimEnd()}\nEND`;
+    case "write":
+      return `install -D -m ${step.mode.toString(8).padStart(4, "0")} /dev/stdin ${quoted(step.path)} <<'END'\n${step.content.trimEnd()}\nEND`;
+    case "symlink":
+      return `ln -sfn ${quoted(step.target)} ${quoted(step.path)}`;
+    case "sysctl":
+      return `echo ${quoted(step.value)} > ${quoted(step.path)}`;
+  }
+}
+
+function argvOf(pieces: TemplateStringsArray, words: readonly Word[]): string[] {
+  const argv: string[] = [];
+  pieces.forEach((piece, index) => {
+    argv.push(...piece.split(/\s+/).filter((word) => word !== ""));
+    const word = words[index];
+    if (Array.isArray(word)) argv.push(...word);
+    else if (word !== undefined) argv.push(String(word));
+  });
+  return argv;
+}
+
+async function writeAtomically(path: string, content: string, mode: number): Promise<void> {
+  await rename(await writeDraft(path, content, mode), path);
+  await syncDirectory(path);
+}
+
+async function writeDraft(path: string, content: string, mode: number): Promise<string> {
+  await mkdir(dirname(path), { recursive: true });
+  const draft = temporary(path);
+  await unlink(draft).catch(() => undefined);
+  const file = await open(draft, "wx", mode);
+  try {
+    await file.writeFile(content);
+    await file.chmod(mode);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  return draft;
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(dirname(path), "r");
+  await directory.sync().finally(() => directory.close());
+}
+
+// CNI runtimes read every *.conf, *.conflist and *.json: a draft must not look like one.
+function temporary(path: string): string {
+  return `${path}.wigglenet-tmp`;
+}
+
+function printable(argv: readonly string[]): string {
+  return argv.map(quoted).join(" ");
+}
+
+function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}

@@ -1,0 +1,162 @@
+/** The tunnel's peers, by `wg`. A peer that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
+import { createHash } from "node:crypto";
+import { compareAddresses } from "../plan/address.ts";
+import type { Peer } from "../plan/desired.ts";
+import { $, type Command, command } from "./run.ts";
+
+export interface ObservedPeer {
+  endpoint: string | undefined;
+  allowedIps: string[];
+  /** Seconds since 1970; 0 if there was none. */
+  latestHandshake: number;
+}
+
+export interface Tunnel {
+  privateKey: string | undefined;
+  port: number;
+  peers: Map<string, ObservedPeer>;
+}
+
+export async function observeTunnel(link: string): Promise<Tunnel> {
+  return parseTunnel(await $`wg show ${link} dump`);
+}
+
+/** Parses `wg show LINK dump`: a line of the link, then one for each peer, tab-separated. */
+export function parseTunnel(output: string): Tunnel {
+  const [own = [], ...peers] = output
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => line.split("\t"));
+  const value = (field: string | undefined) =>
+    field === undefined || field === "(none)" || field === "" ? undefined : field;
+  return {
+    privateKey: value(own[0]),
+    port: Number(own[2]),
+    peers: new Map(
+      peers.map(([publicKey = "", , endpoint, allowedIps, latestHandshake]) => [
+        publicKey,
+        {
+          endpoint: value(endpoint),
+          allowedIps: (value(allowedIps)?.split(",") ?? []).sort(compareAddresses),
+          latestHandshake: Number(latestHandshake),
+        },
+      ]),
+    ),
+  };
+}
+
+/** Prefix → public key of the peer that has it. */
+export function allowedIpOwners(tunnel: Tunnel | undefined): Map<string, string> {
+  return new Map(
+    [...(tunnel?.peers ?? [])].flatMap(([publicKey, peer]) =>
+      peer.allowedIps.map((prefix) => [prefix, publicKey] as const),
+    ),
+  );
+}
+
+/** The own key and port, where they differ. */
+export function diffIdentity(
+  link: string,
+  own: { privateKey: string; path: string; port: number },
+  tunnel: Tunnel,
+): Command[] {
+  const settings = [
+    ...(tunnel.privateKey === own.privateKey ? [] : ["private-key", own.path]),
+    ...(tunnel.port === own.port ? [] : ["listen-port", String(own.port)]),
+  ];
+  return settings.length > 0 ? [command`wg set ${link} ${settings}`] : [];
+}
+
+export interface PeerChanges {
+  /** Run before anything is routed to the peers. */
+  add: Command[];
+  /** Run after nothing is routed to what goes. */
+  remove: Command[];
+  /** What the tunnel has once both are done. */
+  result: Tunnel;
+}
+
+/** An endpoint that WireGuard moved (roaming) stays while the peer was heard of within this time, in seconds. */
+const handshakeLimit = 180;
+// A command line may be 128 KiB an argument and 2 MiB in all.
+const peersPerCommand = 500;
+
+/**
+ * @param wanted the endpoints that were last set by us, by public key
+ * @param now seconds since 1970
+ */
+export function diffPeers(
+  link: string,
+  desired: readonly Peer[],
+  tunnel: Tunnel,
+  wanted: ReadonlyMap<string, string | undefined>,
+  now: number,
+): PeerChanges {
+  const owner = allowedIpOwners(tunnel);
+  const claimed = new Set(desired.flatMap((peer) => peer.allowedIps));
+  const settings: string[][] = [];
+  const result = new Map(tunnel.peers);
+  for (const peer of desired) {
+    const observed = tunnel.peers.get(peer.publicKey);
+    const missing = peer.allowedIps.filter((prefix) => owner.get(prefix) !== peer.publicKey);
+    // What goes stays until nothing is routed to it. A prefix that another peer gets is taken from this one by that.
+    const kept = observed?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
+    const moved = endpointToSet(peer, observed, wanted, now);
+    const words = [
+      ...(moved ? ["endpoint", moved] : []),
+      ...(missing.length > 0
+        ? ["allowed-ips", [...peer.allowedIps, ...kept].sort(compareAddresses).join(",")]
+        : []),
+    ];
+    if (!observed || words.length > 0) settings.push(["peer", peer.publicKey, ...words]);
+    result.set(peer.publicKey, {
+      endpoint: moved ?? observed?.endpoint,
+      allowedIps: peer.allowedIps,
+      latestHandshake: observed?.latestHandshake ?? 0,
+    });
+  }
+  const wantedKeys = new Set(desired.map((peer) => peer.publicKey));
+  const gone = [...tunnel.peers.keys()].filter((publicKey) => !wantedKeys.has(publicKey)).sort();
+  for (const publicKey of gone) result.delete(publicKey);
+  const surplus = desired
+    .flatMap((peer) => tunnel.peers.get(peer.publicKey)?.allowedIps ?? [])
+    .filter((prefix) => !claimed.has(prefix))
+    .sort(compareAddresses);
+  const removals = [
+    // A prefix leaves a peer, whose others stay as they are, by moving to a peer that is removed at once.
+    ...(surplus.length > 0
+      ? [
+          ["peer", throwAway, "allowed-ips", surplus.join(",")],
+          ["peer", throwAway, "remove"],
+        ]
+      : []),
+    ...gone.map((publicKey) => ["peer", publicKey, "remove"]),
+  ];
+  return {
+    add: inChunks(link, settings),
+    remove: inChunks(link, removals),
+    result: { ...tunnel, peers: result },
+  };
+}
+
+/** A key that nobody has. */
+const throwAway = createHash("sha256").update("wigglenet: prefixes on their way out").digest("base64");
+
+function endpointToSet(
+  peer: Peer,
+  observed: ObservedPeer | undefined,
+  wanted: ReadonlyMap<string, string | undefined>,
+  now: number,
+): string | undefined {
+  if (peer.endpoint === undefined || peer.endpoint === observed?.endpoint) return undefined;
+  const changed = wanted.has(peer.publicKey) && wanted.get(peer.publicKey) !== peer.endpoint;
+  const silent = observed === undefined || now - observed.latestHandshake > handshakeLimit;
+  return changed || silent ? peer.endpoint : undefined;
+}
+
+function inChunks(link: string, settings: readonly string[][]): Command[] {
+  const commands: Command[] = [];
+  for (let from = 0; from < settings.length; from += peersPerCommand)
+    commands.push(command`wg set ${link} ${settings.slice(from, from + peersPerCommand).flat()}`);
+  return commands;
+}

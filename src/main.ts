@@ -1,0 +1,154 @@
+/** The command line: `wigglenet [agent] [--dry-run] [--kubeconfig FILE]`, `wigglenet version`. */
+import { isIP } from "node:net";
+import { parseArgs } from "node:util";
+import pino, { type Logger } from "pino";
+import { version } from "../package.json";
+import { Agent } from "./agent.ts";
+import type { Hands } from "./apply.ts";
+import { ApiClient } from "./cluster/client.ts";
+import { ClusterNodes } from "./cluster/nodes.ts";
+import { type Config, ConfigError, readConfig } from "./config.ts";
+import { ensurePrivateKey, type KeyPair, observeKeyPair } from "./host/files.ts";
+import { createKernelLink, createLink } from "./host/link.ts";
+import { monitor } from "./host/monitor.ts";
+import { perform, printStep } from "./host/run.ts";
+
+const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
+       wigglenet version
+The agent's configuration is its environment: see docs/configuration.md.`;
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseCommandLine();
+  const [name = "agent", ...rest] = positionals;
+  if (values.help) return console.log(usage);
+  if (rest.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(rest[0])}`);
+  if (name === "version") return console.log(version);
+  if (name !== "agent") throw new UsageError(`unknown command ${JSON.stringify(name)}`);
+  const config = readConfig({
+    ...process.env,
+    ...(values.kubeconfig ? { KUBECONFIG: values.kubeconfig } : {}),
+  });
+  const dry = values["dry-run"];
+  // On paper the commands are the output, and only what is wrong is worth a line beside them.
+  const options = {
+    level: dry ? "warn" : config.logLevel,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+  };
+  const log = pino(options, pino.destination(dry ? 2 : 1));
+  await (dry ? dryRun(config, log) : runAgent(config, log));
+}
+
+async function runAgent(config: Config, log: Logger): Promise<void> {
+  log.info({ version, node: config.nodeName }, "wigglenet");
+  const stop = new AbortController();
+  for (const signal of ["SIGTERM", "SIGINT"] as const)
+    process.once(signal, () => {
+      log.info({ signal }, "stopping; the data path stays");
+      stop.abort();
+    });
+  const keys = needsKeys(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
+  if (keys?.created)
+    log.info({ path: config.privateKeyPath, publicKey: keys.publicKey }, "private key created");
+  const { agent, nodes } = assemble(config, log, keys, (nodes) => ({
+    paper: false,
+    perform,
+    createLink: (name, mode) => createLink(name, mode, log),
+    annotate: (annotations) => nodes.annotate(annotations),
+  }));
+  const kernel = monitor(
+    (line) => agent.noticed(line),
+    () => agent.forget("drift"),
+    log,
+    stop.signal,
+  );
+  const cluster = nodes.run(stop.signal);
+  await Promise.race([Promise.all([kernel, cluster]), agent.run(stop.signal)]);
+  process.exit(0);
+}
+
+/** Prints what a first pass would do, in order, and changes nothing. */
+async function dryRun(config: Config, log: Logger): Promise<void> {
+  const keys = needsKeys(config) ? await observeKeyPair(config.privateKeyPath) : undefined;
+  if (needsKeys(config) && keys === undefined)
+    console.log(`wg genkey | install -D -m 0600 /dev/stdin ${config.privateKeyPath}`);
+  const stop = new AbortController();
+  const known = keys ?? { privateKey: "", publicKey: "the public key of the private key that is made first" };
+  const { agent, nodes } = assemble(config, log, needsKeys(config) ? known : undefined, () => ({
+    paper: true,
+    perform: async (steps) => {
+      for (const step of steps) console.log(printStep(step));
+    },
+    createLink: async (name, mode) =>
+      console.log(mode === "userspace" ? `wireguard-go ${name}` : printStep(createKernelLink(name))),
+    annotate: async (annotations) => {
+      const patch = JSON.stringify({ metadata: { annotations } });
+      console.log(
+        printStep({
+          kind: "run",
+          argv: ["kubectl", "patch", "node", config.nodeName, "--type=merge", "-p", patch],
+        }),
+      );
+    },
+  }));
+  const cluster = nodes.run(stop.signal);
+  const deadline = performance.now() + 30_000;
+  while (!nodes.complete) {
+    if (performance.now() > deadline)
+      throw new Error(`the Nodes could not be read within 30 s from the API server`);
+    await Bun.sleep(20);
+  }
+  await agent.pass();
+  stop.abort();
+  await cluster;
+}
+
+function assemble(
+  config: Config,
+  log: Logger,
+  keys: KeyPair | undefined,
+  handsFor: (nodes: ClusterNodes) => Hands,
+) {
+  const client = new ApiClient(config.kubeconfig);
+  // Set below, before anything is followed.
+  let agent: Agent;
+  const nodes = new ClusterNodes({
+    client,
+    ownName: config.nodeName,
+    log,
+    changed: () => agent.mark("cluster"),
+  });
+  const host = new URL(client.server).hostname.replace(/^\[|\]$/g, "");
+  const reserved = isIP(host) ? [host] : [];
+  agent = new Agent({ config, nodes, hands: handsFor(nodes), keys, version, reserved, log });
+  return { agent, nodes };
+}
+
+function needsKeys(config: Config): boolean {
+  return !config.firewallOnly && Object.values(config.nativeRouting).includes(false);
+}
+
+class UsageError extends Error {}
+
+function parseCommandLine() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        "dry-run": { type: "boolean" },
+        kubeconfig: { type: "string" },
+        help: { type: "boolean", short: "h" },
+      },
+    });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+try {
+  await main();
+} catch (error) {
+  const expected = error instanceof UsageError || error instanceof ConfigError;
+  console.error(`wigglenet: ${(error as Error).message}${error instanceof UsageError ? `\n${usage}` : ""}`);
+  process.exit(expected ? 2 : 1);
+}

@@ -1,0 +1,226 @@
+/** The desired state of this one node: plain data, sorted, from what the cluster says and what the node has. */
+import {
+  compareAddresses,
+  contains,
+  type Family,
+  families,
+  familyOf,
+  hostPrefix,
+  lengthOf,
+} from "./address.ts";
+import { type SettledNode, settle } from "./claims.ts";
+import type { NodeRecord } from "./node.ts";
+import { cniConfig, type PodRange } from "./pods.ts";
+
+/** Ours: the fwmark bit, its routing table and its rule's priority. */
+export const markBit = "0x1000000";
+export const tunnelTable = "24601";
+/** Under every pod CIDR, so that a missing tunnel route never means the default route. */
+export const unreachableMetric = 4096;
+
+export interface OwnNode {
+  name: string;
+  publicKey: string | null;
+  podRanges: PodRange[];
+  /** Addresses on its own links that others reach through the tunnel. */
+  addresses: string[];
+  /** All its addresses; their families are those in which it can reach a peer. */
+  endpoints: string[];
+}
+
+export interface Peer {
+  publicKey: string;
+  /** `address:port`, IPv6 in brackets; undefined if no family is common: the peer may still come to us. */
+  endpoint: string | undefined;
+  allowedIps: string[];
+}
+
+export type Route =
+  | { type: "tunnel"; prefix: string; table: "main" | typeof tunnelTable }
+  | { type: "unreachable"; prefix: string }
+  /** A node address inside its own pod CIDR stays on the way that it had before: via, dev. */
+  | { type: "underlay"; prefix: string; via: string | undefined; dev: string };
+
+/** A route of the main table that is not ours. */
+export interface UnderlayRoute {
+  prefix: string;
+  via: string | undefined;
+  dev: string;
+  metric: number;
+}
+
+export interface Firewall {
+  podCidrs: string[];
+  /** Addresses of nodes whose tunnel stands. */
+  nodes: string[];
+  /** Own pod CIDRs whose packets to other nodes are marked for the tunnel. */
+  marked: string[];
+  /** Own pod CIDRs whose packets to the outside get the node's address. */
+  masqueraded: string[];
+}
+
+export interface Desired {
+  link: { mtu: number; addresses: string[] } | undefined;
+  peers: Peer[];
+  routes: Route[];
+  /** Families with a rule for marked packets. */
+  ruleFamilies: Family[];
+  firewall: Firewall;
+  cni: string | undefined;
+  /** By node name, what of it does not hold and why. */
+  problems: Map<string, string[]>;
+}
+
+export interface PlanInput {
+  own: OwnNode;
+  nodes: readonly NodeRecord[];
+  settings: {
+    port: number;
+    tunnelFamilies: readonly Family[];
+    nativeRouting: Record<Family, boolean>;
+    masquerade: Record<Family, boolean>;
+  };
+  /** Smallest MTU of the links that carry the node's addresses. */
+  underlayMtu: number;
+  /** What is in the tunnel now: prefix → public key. */
+  standing: ReadonlyMap<string, string>;
+  underlay: readonly UnderlayRoute[];
+  /** Pod CIDRs of nodes that left a short while ago. */
+  departed: readonly string[];
+  /** Addresses that no node may claim. */
+  reserved: readonly string[];
+}
+
+export function plan(input: PlanInput): Desired {
+  const { own, settings } = input;
+  const ownPodCidrs = own.podRanges.map((range) => range.subnet);
+  const { nodes, refused } = settle(
+    {
+      name: own.name,
+      publicKey: own.publicKey,
+      podCidrs: ownPodCidrs,
+      addresses: own.addresses,
+      reserved: input.reserved,
+    },
+    input.nodes,
+    input.standing,
+  );
+  const problems = new Map(refused);
+  for (const { name, problems: own } of input.nodes)
+    if (own.length > 0) problems.set(name, [...own, ...(problems.get(name) ?? [])]);
+
+  const tunnelled = families.filter((family) => !settings.nativeRouting[family]);
+  const inTunnel = (value: string) => tunnelled.includes(familyOf(value));
+  const tunnel = tunnelled.length > 0;
+  const mtu = tunnel ? input.underlayMtu - tunnelOverhead : input.underlayMtu;
+  const peers = nodes.flatMap((node) => {
+    const peer = peerOf(node, input, inTunnel);
+    if (peer && peer.endpoint === undefined)
+      problems.set(node.record.name, [...(problems.get(node.record.name) ?? []), noEndpoint(input)]);
+    return peer ? [peer] : [];
+  });
+  return {
+    link: tunnel
+      ? {
+          mtu,
+          addresses: own.podRanges
+            .filter((range) => inTunnel(range.subnet))
+            .map((range) => hostPrefix(range.gateway))
+            .sort(compareAddresses),
+        }
+      : undefined,
+    peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
+    routes: tunnel ? routes(input, nodes, ownPodCidrs, inTunnel) : [],
+    ruleFamilies: tunnelled,
+    firewall: {
+      podCidrs: unique([...ownPodCidrs, ...nodes.flatMap((node) => node.podCidrs)]),
+      nodes: unique(
+        nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
+      ),
+      marked: ownPodCidrs.filter(inTunnel),
+      masqueraded: ownPodCidrs.filter((prefix) => settings.masquerade[familyOf(prefix)]),
+    },
+    cni: own.podRanges.length > 0 ? cniConfig(own.podRanges, mtu) : undefined,
+    problems,
+  };
+}
+
+// WireGuard's 32 bytes + UDP 8 + IPv6 40, which leaves a multiple of 16 for its padding on a 1500 underlay.
+const tunnelOverhead = 80;
+
+function peerOf(
+  node: SettledNode,
+  { own, settings }: PlanInput,
+  inTunnel: (value: string) => boolean,
+): Peer | undefined {
+  if (node.publicKey === undefined) return undefined;
+  const allowedIps = [...node.podCidrs, ...node.addresses.map(hostPrefix)]
+    .filter(inTunnel)
+    .sort(compareAddresses);
+  const reachable = settings.tunnelFamilies.filter((family) =>
+    own.endpoints.some((address) => familyOf(address) === family),
+  );
+  const address = node.record.endpoints.find((candidate) => reachable.includes(familyOf(candidate)));
+  const endpoint =
+    address &&
+    (familyOf(address) === "ipv6" ? `[${address}]:${settings.port}` : `${address}:${settings.port}`);
+  return { publicKey: node.publicKey, endpoint, allowedIps };
+}
+
+function noEndpoint({ own, settings }: PlanInput): string {
+  const has = [...new Set(own.endpoints.map(familyOf))].join(" and ") || "no address";
+  return `none of its addresses has a family that this node has too (${has}) and WG_IP_FAMILY allows (${settings.tunnelFamilies.join(", ")})`;
+}
+
+function routes(
+  input: PlanInput,
+  nodes: readonly SettledNode[],
+  ownPodCidrs: readonly string[],
+  inTunnel: (value: string) => boolean,
+): Route[] {
+  const result: Route[] = [];
+  const podCidrs = unique([
+    ...ownPodCidrs,
+    ...nodes.flatMap((node) => node.podCidrs),
+    ...input.departed,
+  ]).filter(inTunnel);
+  for (const prefix of podCidrs) result.push({ type: "unreachable", prefix });
+  for (const node of nodes) {
+    const prefixes = node.podCidrs.filter(inTunnel);
+    // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
+    for (const address of [...node.record.endpoints, ...node.addresses])
+      if (prefixes.some((prefix) => contains(prefix, address))) {
+        const way = longestMatch(address, input.underlay);
+        if (way) result.push({ type: "underlay", prefix: hostPrefix(address), via: way.via, dev: way.dev });
+      }
+    if (node.publicKey === undefined) continue;
+    for (const prefix of prefixes) result.push({ type: "tunnel", prefix, table: "main" });
+    for (const address of node.addresses.filter(inTunnel))
+      result.push({ type: "tunnel", prefix: hostPrefix(address), table: tunnelTable });
+  }
+  return uniqueRoutes(result);
+}
+
+/** The route that the kernel would take if ours were not there. */
+function longestMatch(address: string, underlay: readonly UnderlayRoute[]): UnderlayRoute | undefined {
+  return underlay
+    .filter((route) => contains(route.prefix, address))
+    .sort((a, b) => lengthOf(b.prefix) - lengthOf(a.prefix) || a.metric - b.metric)[0];
+}
+
+/** The identity of a route, and the order of all of them. */
+export function routeKey(route: Route): string {
+  const table = route.type === "tunnel" ? route.table : "main";
+  const way = route.type === "underlay" ? `via ${route.via ?? "link"} dev ${route.dev}` : route.type;
+  return `${table} ${route.prefix} ${way}`;
+}
+
+function uniqueRoutes(list: readonly Route[]): Route[] {
+  return [...new Map(list.map((route) => [routeKey(route), route])).values()].sort(
+    (a, b) => compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1),
+  );
+}
+
+function unique(values: readonly string[]): string[] {
+  return [...new Set(values)].sort(compareAddresses);
+}

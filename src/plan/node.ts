@@ -1,0 +1,229 @@
+/**
+ * What the plan knows of a node: a few hundred bytes taken from its annotations (the contract between the
+ * agents) and, for nodes whose agent is of the other kind, from its spec and status.
+ */
+import { createHash } from "node:crypto";
+import { compareAddresses, isUsable, parseAddress, parsePrefix } from "./address.ts";
+
+export const annotation = {
+  publicKey: "wigglenet/public-key",
+  nodeIps: "wigglenet/node-ips",
+  podCidrs: "wigglenet/pod-cidrs",
+  agent: "wigglenet/agent",
+} as const;
+
+export interface NodeRecord {
+  name: string;
+  /** Creation time, RFC 3339: the older of two Nodes with the same claim wins. */
+  created: string;
+  /** WireGuard public key, base64 of 32 bytes; undefined while it has none or when its annotations are malformed. */
+  publicKey?: string;
+  /** Prefixes of its pods. */
+  podCidrs: string[];
+  /** Addresses that its pods and ours reach through the tunnel. */
+  addresses: string[];
+  /** Where its tunnel may be reached, best first. */
+  endpoints: string[];
+  /** What is wrong with its annotations, in words. */
+  problems: string[];
+}
+
+/** The parts of a whole Node that a record is made from when the annotations do not suffice. */
+export interface NodeObject {
+  metadata: {
+    name: string;
+    creationTimestamp?: string;
+    labels?: Record<string, string>;
+    annotations?: Record<string, string>;
+  };
+  spec?: { podCIDR?: string; podCIDRs?: string[] };
+  status?: { addresses?: { type: string; address: string }[] };
+}
+
+/** The value of `wigglenet/agent`. */
+interface AgentValue {
+  version: string;
+  /** SHA-256 of the `wigglenet/node-ips` value, its first 16 hex digits. */
+  nodeIps: string;
+  /** How many of node-ips, counted from the first, are on the node's own links: those go through the tunnel. */
+  tunnelled: number;
+}
+
+/** The annotations of a node, from what it knows of itself; a null takes one away. */
+export function annotationsOf(own: {
+  version: string;
+  publicKey: string | null;
+  podCidrs: readonly string[];
+  addresses: readonly string[];
+  endpoints: readonly string[];
+}): Record<string, string | null> {
+  const nodeIps = JSON.stringify([
+    ...own.addresses,
+    ...own.endpoints.filter((address) => !own.addresses.includes(address)),
+  ]);
+  const agent: AgentValue = {
+    version: own.version,
+    nodeIps: checksum(nodeIps),
+    tunnelled: own.addresses.length,
+  };
+  return {
+    [annotation.publicKey]: own.publicKey,
+    [annotation.nodeIps]: nodeIps,
+    [annotation.podCidrs]: JSON.stringify(own.podCidrs),
+    [annotation.agent]: JSON.stringify(agent),
+  };
+}
+
+/** Whether a node's annotations say all that is needed, so that its spec and status need not be read. */
+export function saysAll(annotations: Record<string, string> | undefined): boolean {
+  const agent = parseAgent(annotations?.[annotation.agent]);
+  return agent !== undefined && agent.nodeIps === checksum(annotations?.[annotation.nodeIps] ?? "");
+}
+
+/** A node whose agent is of our kind, from its metadata alone. */
+export function fromAnnotations({ metadata }: Pick<NodeObject, "metadata">): NodeRecord {
+  const { problems, publicKey, podCidrs, nodeIps } = parseAnnotations(metadata.annotations ?? {});
+  const tunnelled = parseAgent(metadata.annotations?.[annotation.agent])?.tunnelled ?? 0;
+  return record(metadata, {
+    publicKey,
+    podCidrs,
+    addresses: nodeIps.slice(0, tunnelled),
+    endpoints: nodeIps,
+    problems,
+  });
+}
+
+/** A node without an agent, or with one of the other kind, whose addresses are in `status` and in node-ips. */
+export function fromNode(node: NodeObject): NodeRecord {
+  const parsed = parseAnnotations(node.metadata.annotations ?? {});
+  const { internal, external } = statusAddresses(node);
+  const endpoints = unique([...internal, ...parsed.nodeIps, ...external]);
+  return record(node.metadata, {
+    ...parsed,
+    podCidrs: parsed.podCidrs.length > 0 ? parsed.podCidrs : specPodCidrs(node),
+    addresses: endpoints.filter((address) => !external.includes(address)),
+    endpoints,
+  });
+}
+
+/** `spec.podCIDRs`, canonical; what does not parse is left out. */
+export function specPodCidrs(node: NodeObject): string[] {
+  const given = node.spec?.podCIDRs ?? (node.spec?.podCIDR ? [node.spec.podCIDR] : []);
+  return given.flatMap((cidr) => parsePrefix(cidr) ?? []);
+}
+
+/** The addresses of `status.addresses` by type, canonical, in their order. */
+export function statusAddresses(node: NodeObject): { internal: string[]; external: string[] } {
+  const of = (type: string) =>
+    (node.status?.addresses ?? [])
+      .filter((entry) => entry.type === type)
+      .flatMap((entry) => parseAddress(entry.address) ?? []);
+  const internal = unique(of("InternalIP"));
+  return { internal, external: unique(of("ExternalIP")).filter((address) => !internal.includes(address)) };
+}
+
+/** The canonical text of a key if `value` is base64 of 32 bytes that are not all zero. */
+export function parseKey(value: string): string | undefined {
+  const text = value.trim();
+  if (!/^[A-Za-z0-9+/]{43}=$/.test(text)) return undefined;
+  const bytes = Buffer.from(text, "base64");
+  return bytes.toString("base64") === text && bytes.some((byte) => byte !== 0) ? text : undefined;
+}
+
+function record(
+  metadata: NodeObject["metadata"],
+  values: {
+    publicKey: string | undefined;
+    podCidrs: string[];
+    addresses: string[];
+    endpoints: string[];
+    problems: string[];
+  },
+): NodeRecord {
+  const { publicKey, podCidrs, addresses, endpoints, problems } = values;
+  return {
+    name: metadata.name,
+    created: metadata.creationTimestamp ?? "",
+    // Half a description of a node is worse than none: what is malformed costs this node its tunnel, and only its own.
+    ...(publicKey !== undefined && problems.length === 0 ? { publicKey } : {}),
+    podCidrs: [...podCidrs].sort(compareAddresses),
+    addresses: [...addresses].sort(compareAddresses),
+    endpoints,
+    problems,
+  };
+}
+
+interface ParsedAnnotations {
+  publicKey: string | undefined;
+  podCidrs: string[];
+  nodeIps: string[];
+  problems: string[];
+}
+
+function parseAnnotations(annotations: Record<string, string>): ParsedAnnotations {
+  const problems: string[] = [];
+  const wrong = (name: string, right: string) => {
+    const value = annotations[name] ?? "";
+    problems.push(
+      `${name}: ${JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value)} is not ${right}`,
+    );
+  };
+  const list = (name: string, parse: (text: string) => string | undefined, right: string): string[] => {
+    const value = parseList(annotations[name]);
+    const parsed = value?.map((entry) => (typeof entry === "string" ? parse(entry) : undefined));
+    if (parsed === undefined || parsed.includes(undefined)) {
+      wrong(name, right);
+      return [];
+    }
+    return unique(parsed as string[]);
+  };
+  const key = annotations[annotation.publicKey];
+  const publicKey = key ? parseKey(key) : undefined;
+  if (key && publicKey === undefined) wrong(annotation.publicKey, "base64 of 32 bytes");
+  return {
+    publicKey,
+    podCidrs: list(annotation.podCidrs, parseUsablePrefix, "a JSON list of unicast prefixes"),
+    nodeIps: list(annotation.nodeIps, parseUsableAddress, "a JSON list of unicast addresses"),
+    problems,
+  };
+}
+
+// The other implementation writes null for an empty list.
+function parseList(value: string | undefined): unknown[] | undefined {
+  try {
+    const parsed: unknown = JSON.parse(value || "[]") ?? [];
+    return Array.isArray(parsed) ? parsed : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function parseAgent(value: string | undefined): AgentValue | undefined {
+  try {
+    const { version, nodeIps, tunnelled } = JSON.parse(value ?? "") as Partial<AgentValue>;
+    if (typeof version !== "string" || typeof nodeIps !== "string") return undefined;
+    return Number.isSafeInteger(tunnelled) && (tunnelled as number) >= 0
+      ? { version, nodeIps, tunnelled: tunnelled as number }
+      : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function parseUsablePrefix(text: string): string | undefined {
+  const prefix = parsePrefix(text);
+  return prefix !== undefined && isUsable(prefix) ? prefix : undefined;
+}
+
+function parseUsableAddress(text: string): string | undefined {
+  const address = parseAddress(text);
+  return address !== undefined && isUsable(address) ? address : undefined;
+}
+
+function checksum(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, 16);
+}
+
+function unique(values: readonly string[]): string[] {
+  return [...new Set(values)];
+}

@@ -1,0 +1,136 @@
+/** What this node is: its pod CIDRs and its addresses, from its Node, its links and the configuration. */
+import { compareAddresses, type Family, families, familyOf, isUsable, parsePrefix } from "./address.ts";
+import type { Expression } from "./expression.ts";
+import { type NodeObject, specPodCidrs, statusAddresses } from "./node.ts";
+import { type PodRange, podRange } from "./pods.ts";
+
+/** A link as the plan needs it. */
+export interface NodeLink {
+  name: string;
+  mtu: number;
+  addresses: { address: string; length: number; lasting: boolean; global: boolean }[];
+}
+
+export interface OwnSettings {
+  linkName: string;
+  nodeIpInterfaces: readonly string[];
+  podCidrSource: Record<Family, "none" | "spec" | "file" | "expression">;
+  podCidrExpression: Expression | undefined;
+  /** Content of POD_CIDR_SOURCE_PATH, if a source is `file`. */
+  podCidrFile: { path: string; content: string | undefined } | undefined;
+}
+
+export interface NodeAddresses {
+  /** On its own links: InternalIPs, then those of NODE_IP_INTERFACES. */
+  addresses: string[];
+  /** All, best first: the former, then what only others can see, such as ExternalIPs behind 1:1 NAT. */
+  endpoints: string[];
+}
+
+/** The links that are the node's own, not the tunnel's and not pods'. */
+export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: string): T[] {
+  // ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
+  return links.filter(
+    (link) => link.name !== tunnel && link.name !== "lo" && !/^veth[0-9a-f]{8}$/.test(link.name),
+  );
+}
+
+export function nodeAddresses(
+  node: NodeObject,
+  links: readonly NodeLink[],
+  settings: OwnSettings,
+): NodeAddresses {
+  const own = nodeLinks(links, settings.linkName);
+  const onLink = new Set(
+    own.flatMap((link) => link.addresses.filter((entry) => entry.lasting).map((entry) => entry.address)),
+  );
+  const { internal, external } = statusAddresses(node);
+  const byInterface = settings.nodeIpInterfaces.flatMap((name) =>
+    (own.find((link) => link.name === name)?.addresses ?? [])
+      .filter((entry) => entry.global && entry.lasting && isUsable(entry.address))
+      .map((entry) => entry.address),
+  );
+  const addresses = [
+    ...internal.filter((address) => onLink.has(address)),
+    ...byInterface.filter((address) => !external.includes(address)),
+  ];
+  return {
+    addresses: [...new Set(addresses)],
+    endpoints: [...new Set([...addresses, ...internal, ...external])],
+  };
+}
+
+/** Smallest MTU of the links that have the node's addresses; of all that have a global one if none has. In bytes. */
+export function underlayMtu(
+  links: readonly NodeLink[],
+  { endpoints }: NodeAddresses,
+  tunnel: string,
+): number {
+  const own = nodeLinks(links, tunnel);
+  const carrying = own.filter((link) => link.addresses.some((entry) => endpoints.includes(entry.address)));
+  const candidates =
+    carrying.length > 0 ? carrying : own.filter((link) => link.addresses.some((entry) => entry.global));
+  return Math.min(
+    ...candidates.map((link) => link.mtu),
+    candidates.length > 0 ? Number.POSITIVE_INFINITY : 1500,
+  );
+}
+
+/**
+ * The pod CIDRs of this node by their sources, each with the addresses that pods get.
+ * @returns an empty list while the Node has none yet in its spec and no other source gives any
+ * @throws Error with the source, what it gave, and what would be right
+ */
+export function ownPodRanges(
+  node: NodeObject,
+  links: readonly NodeLink[],
+  settings: OwnSettings,
+): PodRange[] {
+  const own = nodeLinks(links, settings.linkName);
+  let evaluated: string[] | undefined;
+  const prefixes = families.flatMap((family) => {
+    const source = settings.podCidrSource[family];
+    if (source === "none") return [];
+    if (source === "expression") evaluated ??= evaluate(node, own, settings);
+    const given =
+      source === "spec" ? specPodCidrs(node) : source === "file" ? fromFile(settings) : (evaluated ?? []);
+    const ofFamily = given.filter((prefix) => familyOf(prefix) === family);
+    if (ofFamily.length === 0 && source !== "spec")
+      throw new Error(
+        `POD_CIDR_SOURCE_${family.toUpperCase()}=${source} gave no prefix of this family, but ${given.join(", ") || "nothing"}: correct it, or set the source to none`,
+      );
+    return ofFamily;
+  });
+  const bad = prefixes.find((prefix) => !isUsable(prefix));
+  if (bad !== undefined)
+    throw new Error(`pod CIDR ${bad} is not of unicast addresses that pods can have: correct its source`);
+  const excluded = own.flatMap((link) => link.addresses.map((entry) => entry.address));
+  return [...new Set(prefixes)].sort(compareAddresses).map((prefix) => podRange(prefix, excluded));
+}
+
+function evaluate(node: NodeObject, links: readonly NodeLink[], settings: OwnSettings): string[] {
+  const { name, labels = {}, annotations = {} } = node.metadata;
+  const interfaces = Object.fromEntries(
+    links.map((link) => [
+      link.name,
+      link.addresses.filter((entry) => entry.lasting).map((entry) => `${entry.address}/${entry.length}`),
+    ]),
+  );
+  return settings.podCidrExpression?.evaluate({ interfaces, node: { name, labels, annotations } }) ?? [];
+}
+
+function fromFile({ podCidrFile }: OwnSettings): string[] {
+  const { path = "", content } = podCidrFile ?? {};
+  if (content === undefined)
+    throw new Error(`pod CIDR file ${path} is not there: write it, one prefix a line`);
+  return content.split("\n").flatMap((line, index) => {
+    const text = line.replace(/#.*/, "").trim();
+    if (text === "") return [];
+    const prefix = parsePrefix(text);
+    if (prefix === undefined)
+      throw new Error(
+        `pod CIDR file ${path}, line ${index + 1}: ${JSON.stringify(text)} is not a prefix such as 10.1.0.0/24 or 2001:db8::/64`,
+      );
+    return prefix;
+  });
+}
