@@ -1,0 +1,437 @@
+// place: one small process in every place of the lab (pod, node, outside). It answers TCP and UDP echo on port 7,
+// and sends numbered packets to other places as it is told on stdin, one command a line:
+//
+//   reach ID PROTOCOL ADDRESS PORT SIZE DF TIMEOUT-MS SOURCE      ->  ID ok RTT-US SEEN | ID failed REASON
+//   start ID PROTOCOL ADDRESS PORT SIZE DF PER-SECOND SOURCE      ->  ID ok | ID failed REASON
+//   count ID STREAM   ->  ID ok SENT RECEIVED LONGEST-GAP-MS SLOWEST-MS RETRANSMITTED ERROR
+//   stop ID STREAM GRACE-MS   ->  the same, once everything came back or after the grace
+//   listen ID PORT    ->  ID ok: TCP and UDP echo on one more port
+//
+// PROTOCOL is tcp, udp or icmp; SOURCE an address or `-`. SIZE is the whole IP packet's for udp and icmp, the
+// message's for tcp. SEEN is the address that the echo server saw, `-` for icmp.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netinet/icmp6.h>
+#include <netinet/in.h>
+#include <netinet/ip_icmp.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdint.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LARGEST = 65536, HEADER = 72 };
+enum protocol { TCP, UDP, ICMP };
+static const char *protocols[] = {"tcp", "udp", "icmp"};
+
+// At the head of every packet. `seen` is filled in by the echo server.
+struct message {
+  uint32_t length, cookie;
+  uint64_t number, sent_at;
+  char seen[48];
+};
+
+struct task {
+  struct task *next;
+  char id[32], stop_id[32], error[64];
+  int fd, stream, connected, over;
+  enum protocol protocol;
+  struct sockaddr_in6 to;  // large enough for either family
+  uint32_t cookie;
+  int length;  // of the message, without any header
+  uint64_t interval, next_at, deadline, last_received, longest_gap, slowest;
+  uint64_t sent, received, seen_limit;
+  uint8_t *seen;  // one bit a number
+  char *input;
+  int have;
+};
+
+struct peer {  // a connection to our echo server
+  struct peer *next;
+  int fd, have;
+  char seen[48];
+  char input[LARGEST];
+};
+
+static struct task *tasks;
+static struct peer *peers;
+static int listeners[16], datagrams[16], servers;
+static char buffer[LARGEST];
+
+static uint64_t now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void name_of(struct sockaddr_in6 *from, char *text) {
+  char full[48];
+  inet_ntop(AF_INET6, &from->sin6_addr, full, sizeof full);
+  strcpy(text, strncmp(full, "::ffff:", 7) ? full : full + 7);
+}
+
+// --- the echo server -------------------------------------------------------------------------------------------
+
+static int serve(int port) {
+  int one = 1, zero = 0;
+  struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+  int tcp = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  int udp = socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  setsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  setsockopt(tcp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
+  setsockopt(udp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
+  setsockopt(udp, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
+  if (servers == 16 || bind(tcp, (void *)&any, sizeof any) || listen(tcp, 128) || bind(udp, (void *)&any, sizeof any)) {
+    close(tcp);
+    close(udp);
+    return -1;
+  }
+  listeners[servers] = tcp;
+  datagrams[servers++] = udp;
+  return 0;
+}
+
+static void answer_datagram(int fd) {
+  struct sockaddr_in6 from;
+  char control[256];
+  struct iovec data = {buffer, sizeof buffer};
+  struct msghdr m = {&from, sizeof from, &data, 1, control, sizeof control, 0};
+  ssize_t n = recvmsg(fd, &m, 0);
+  if (n < HEADER) return;
+  name_of(&from, ((struct message *)buffer)->seen);
+  // A node has several addresses: the answer must come from the one that was asked, by whatever link.
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c))
+    if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+      struct in6_pktinfo *info = (void *)CMSG_DATA(c);
+      if (!IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr)) info->ipi6_ifindex = 0;
+    }
+  data.iov_len = n;
+  sendmsg(fd, &m, 0);
+}
+
+static void welcome(int fd) {
+  struct sockaddr_in6 from;
+  socklen_t length = sizeof from;
+  int one = 1, large = 1 << 20, c = accept4(fd, (void *)&from, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (c < 0) return;
+  setsockopt(c, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  setsockopt(c, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+  struct peer *p = calloc(1, sizeof *p);
+  p->fd = c;
+  name_of(&from, p->seen);
+  p->next = peers;
+  peers = p;
+}
+
+// Answers every whole message; false once the connection is of no more use.
+static int answer_stream(struct peer *p) {
+  ssize_t n = read(p->fd, p->input + p->have, sizeof p->input - p->have);
+  if (n <= 0) return n < 0 && errno == EAGAIN;
+  p->have += n;
+  for (;;) {
+    struct message *m = (void *)p->input;
+    if (p->have < HEADER) return 1;
+    if (m->length < HEADER || m->length > LARGEST) return 0;
+    if (p->have < (int)m->length) return 1;
+    int length = m->length;
+    memcpy(m->seen, p->seen, sizeof m->seen);
+    if (send(p->fd, p->input, length, MSG_NOSIGNAL) != length) return 0;
+    memmove(p->input, p->input + length, p->have -= length);
+  }
+}
+
+// --- what we send ------------------------------------------------------------------------------------------------
+
+static int address(const char *text, int port, struct sockaddr_in6 *a) {
+  struct sockaddr_in *four = (void *)a;
+  memset(a, 0, sizeof *a);
+  if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
+    four->sin_family = AF_INET;
+    four->sin_port = htons(port);
+    return sizeof *four;
+  }
+  if (inet_pton(AF_INET6, text, &a->sin6_addr) != 1) return 0;
+  a->sin6_family = AF_INET6;
+  a->sin6_port = htons(port);
+  return sizeof *a;
+}
+
+static void fail(struct task *t, const char *reason) {
+  if (!t->stream && !t->over) printf("%s failed %s\n", t->id, reason);
+  snprintf(t->error, sizeof t->error, "%s", reason);
+  for (char *c = t->error; *c; c++)
+    if (*c == ' ') *c = '_';
+  if (!t->stream || t->protocol == TCP) t->over = 1;
+}
+
+static void send_next(struct task *t) {
+  int four = t->to.sin6_family == AF_INET, head = t->protocol == ICMP ? 8 : 0, total = t->length + head;
+  memset(buffer, 0, total);
+  struct message *m = (void *)(buffer + head);
+  m->length = t->length;
+  m->cookie = t->cookie;
+  m->number = t->sent++;
+  m->sent_at = now();
+  if (t->protocol == ICMP) {
+    buffer[0] = four ? ICMP_ECHO : ICMP6_ECHO_REQUEST;
+    memcpy(buffer + 4, &t->cookie, 2);
+    *(uint16_t *)(buffer + 6) = htons(t->sent);
+    if (four) {  // the kernel computes ICMPv6's checksum itself
+      uint32_t sum = 0;
+      for (int i = 0; i < total; i += 2) sum += (uint8_t)buffer[i] | (i + 1 < total ? (uint8_t)buffer[i + 1] << 8 : 0);
+      sum = (sum >> 16) + (sum & 0xffff);
+      *(uint16_t *)(buffer + 2) = ~(sum + (sum >> 16));
+    }
+  }
+  // An ICMP error for an earlier packet is reported by the next call: take it, then send.
+  ssize_t n = send(t->fd, buffer, total, MSG_NOSIGNAL);
+  if (n < 0 && t->stream && t->protocol != TCP) n = send(t->fd, buffer, total, MSG_NOSIGNAL);
+  if (n != total) fail(t, n < 0 ? strerror(errno) : "send buffer full");
+}
+
+static int open_socket(struct task *t, const char *source, int dont_fragment) {
+  int four = t->to.sin6_family == AF_INET, family = t->to.sin6_family, one = 1, large = 1 << 20;
+  int type = t->protocol == TCP ? SOCK_STREAM : t->protocol == UDP ? SOCK_DGRAM : SOCK_RAW;
+  int number = t->protocol != ICMP ? 0 : four ? (int)IPPROTO_ICMP : (int)IPPROTO_ICMPV6;
+  t->fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, number);
+  if (t->fd < 0) return -1;
+  setsockopt(t->fd, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+  setsockopt(t->fd, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
+  if (t->protocol == TCP) setsockopt(t->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (t->protocol != TCP) {
+    int discover = dont_fragment ? (four ? IP_PMTUDISC_DO : IPV6_PMTUDISC_DO) : (four ? IP_PMTUDISC_DONT : IPV6_PMTUDISC_WANT);
+    setsockopt(t->fd, four ? IPPROTO_IP : IPPROTO_IPV6, four ? IP_MTU_DISCOVER : IPV6_MTU_DISCOVER, &discover, sizeof discover);
+    if (!four && dont_fragment) setsockopt(t->fd, IPPROTO_IPV6, IPV6_DONTFRAG, &one, sizeof one);
+  }
+  if (t->protocol == ICMP && four) {
+    uint32_t mask = ~(1u << ICMP_ECHOREPLY);
+    setsockopt(t->fd, SOL_RAW, 1 /* ICMP_FILTER */, &mask, sizeof mask);
+  } else if (t->protocol == ICMP) {
+    struct icmp6_filter filter;
+    ICMP6_FILTER_SETBLOCKALL(&filter);
+    ICMP6_FILTER_SETPASS(ICMP6_ECHO_REPLY, &filter);
+    setsockopt(t->fd, IPPROTO_ICMPV6, ICMP6_FILTER, &filter, sizeof filter);
+  }
+  struct sockaddr_in6 from;
+  int length = four ? sizeof(struct sockaddr_in) : sizeof from;
+  if (strcmp(source, "-")) {
+    if (address(source, 0, &from) != length) return errno = EAFNOSUPPORT, -1;
+    if (bind(t->fd, (void *)&from, length)) return -1;
+  }
+  if (connect(t->fd, (void *)&t->to, length) && errno != EINPROGRESS) return -1;
+  t->connected = t->protocol != TCP;
+  return 0;
+}
+
+static void came_back(struct task *t, struct message *m) {
+  uint64_t at = now();
+  if (m->cookie != t->cookie || m->number >= t->sent) return;
+  if (!t->stream) {
+    printf("%s ok %lu %s\n", t->id, (at - m->sent_at) / 1000, t->protocol == ICMP ? "-" : m->seen);
+    t->over = 1;
+    return;
+  }
+  if (m->number >= t->seen_limit) {
+    uint64_t limit = (m->number + 65536) / 65536 * 65536;
+    t->seen = realloc(t->seen, limit / 8);
+    memset(t->seen + t->seen_limit / 8, 0, (limit - t->seen_limit) / 8);
+    t->seen_limit = limit;
+  }
+  if (t->seen[m->number / 8] >> (m->number % 8) & 1) return;
+  t->seen[m->number / 8] |= 1 << (m->number % 8);
+  t->received++;
+  if (at - t->last_received > t->longest_gap) t->longest_gap = at - t->last_received;
+  if (at - m->sent_at > t->slowest) t->slowest = at - m->sent_at;
+  t->last_received = at;
+}
+
+static void receive(struct task *t, short events) {
+  if (!t->connected) {
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(t->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error) return fail(t, strerror(error));
+    if (!(events & POLLOUT)) return;
+    t->connected = 1;
+    t->next_at = now();
+    return;
+  }
+  if (t->protocol == TCP) {
+    ssize_t n = read(t->fd, t->input + t->have, LARGEST - t->have);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) return fail(t, n ? strerror(errno) : "connection closed by the other side");
+    t->have += n;
+    while (t->have >= t->length) {
+      came_back(t, (void *)t->input);
+      memmove(t->input, t->input + t->length, t->have -= t->length);
+    }
+    return;
+  }
+  ssize_t n = recv(t->fd, buffer, sizeof buffer, 0);
+  if (n < 0) {
+    if (errno != EAGAIN) fail(t, strerror(errno));
+    return;
+  }
+  int head = t->protocol == UDP ? 0 : t->to.sin6_family == AF_INET ? (buffer[0] & 15) * 4 + 8 : 8;
+  if (n == head + t->length) came_back(t, (void *)(buffer + head));
+}
+
+static void report(struct task *t, const char *id) {
+  struct tcp_info info = {0};
+  socklen_t length = sizeof info;
+  if (t->protocol == TCP) getsockopt(t->fd, IPPROTO_TCP, TCP_INFO, &info, &length);
+  uint64_t silence = t->received < t->sent ? now() - t->last_received : 0;
+  printf("%s ok %lu %lu %.1f %.1f %u %s\n", id, t->sent, t->received,
+         (silence > t->longest_gap ? silence : t->longest_gap) / 1e6, t->slowest / 1e6, info.tcpi_total_retrans,
+         *t->error ? t->error : "-");
+}
+
+// --- commands and the loop ---------------------------------------------------------------------------------------
+
+static void make(int stream, char *id, char *protocol, char *to, int port, int size, int df, int number, char *source) {
+  struct task *t = calloc(1, sizeof *t);
+  snprintf(t->id, sizeof t->id, "%s", id);
+  t->fd = -1;
+  t->stream = stream;
+  while (t->protocol < ICMP && strcmp(protocols[t->protocol], protocol)) t->protocol++;
+  t->next = tasks;
+  tasks = t;
+  getrandom(&t->cookie, sizeof t->cookie, 0);
+  if (!address(to, port, &t->to)) return fail(t, "not an address");
+  int headers = t->protocol == TCP ? 0 : (t->to.sin6_family == AF_INET ? 20 : 40) + 8;
+  t->length = size - headers < HEADER ? HEADER : size - headers;
+  if (t->length + 8 > LARGEST) return fail(t, "size too large");
+  if (t->protocol == TCP) t->input = malloc(LARGEST);
+  t->last_received = t->next_at = now();
+  if (stream) t->interval = 1000000000ull / number;
+  else t->deadline = now() + number * 1000000ull;
+  if (open_socket(t, source, df)) {
+    if (stream) printf("%s failed %s\n", id, strerror(errno));
+    fail(t, strerror(errno));
+    t->over = 1;
+    t->stream = 0;
+  } else if (stream) {
+    printf("%s ok\n", id);
+  }
+}
+
+static void command(char *line) {
+  char verb[16], id[32], a[64], b[64], source[64];
+  int port, size, df, number;
+  if (sscanf(line, "%15s %31s %63s %63s %d %d %d %d %63s", verb, id, a, b, &port, &size, &df, &number, source) == 9)
+    return make(!strcmp(verb, "start"), id, a, b, port, size, df, number, source);
+  if (sscanf(line, "listen %31s %d", id, &port) == 2) {
+    if (serve(port)) printf("%s failed %s\n", id, strerror(errno));
+    else printf("%s ok\n", id);
+    return;
+  }
+  number = 0;
+  if (sscanf(line, "%15s %31s %63s %d", verb, id, a, &number) >= 3)
+    for (struct task *t = tasks; t; t = t->next) {
+      if (!t->stream || strcmp(t->id, a)) continue;
+      if (!strcmp(verb, "count")) return report(t, id);
+      snprintf(t->stop_id, sizeof t->stop_id, "%s", id);
+      t->deadline = now() + number * 1000000ull;
+      return;
+    }
+  printf("%s failed no such command or stream\n", id);
+}
+
+// Sends what is due, ends what is over, and says when to look again.
+static uint64_t tick(void) {
+  uint64_t at = now(), wake = at + 1000000000ull;
+  for (struct task **link = &tasks; *link;) {
+    struct task *t = *link;
+    int stopping = *t->stop_id, due = t->connected && !t->over && !stopping && at >= t->next_at;
+    if (due && !t->stream && !t->sent) send_next(t);
+    if (due && t->stream) {
+      send_next(t);
+      t->next_at += t->interval;
+      if (t->next_at < at) t->next_at = at;  // held up: no burst to catch up with
+    }
+    if (!t->stream && !t->over && at >= t->deadline) fail(t, t->connected ? "no answer" : "no connection");
+    int ended = stopping && (t->over || t->received == t->sent || at >= t->deadline);
+    if (ended) report(t, t->stop_id);
+    if (ended || (t->over && !t->stream)) {
+      *link = t->next;
+      if (t->fd >= 0) close(t->fd);
+      free(t->input);
+      free(t->seen);
+      free(t);
+      continue;
+    }
+    if (t->deadline && t->deadline < wake) wake = t->deadline;
+    if (t->stream && t->connected && !t->over && !stopping && t->next_at < wake) wake = t->next_at;
+    link = &t->next;
+  }
+  return wake;
+}
+
+int main(void) {
+  static struct pollfd fds[8192];
+  static char line[4096];
+  int have = 0;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  signal(SIGPIPE, SIG_IGN);
+  struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+  int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  ioctl(fd, SIOCSIFFLAGS, &lo);
+  close(fd);
+  fcntl(0, F_SETFL, O_NONBLOCK);
+  if (serve(7)) return perror("place: port 7"), 1;
+  printf("ready %d\n", getpid());
+  for (;;) {
+    uint64_t wake = tick(), at = now();
+    fflush(stdout);
+    int n = 0;
+    fds[n++] = (struct pollfd){0, POLLIN, 0};
+    for (int i = 0; i < servers; i++) {
+      fds[n++] = (struct pollfd){listeners[i], POLLIN, 0};
+      fds[n++] = (struct pollfd){datagrams[i], POLLIN, 0};
+    }
+    for (struct peer *p = peers; p && n < 4096; p = p->next) fds[n++] = (struct pollfd){p->fd, POLLIN, 0};
+    for (struct task *t = tasks; t && n < 8192; t = t->next)
+      fds[n++] = (struct pollfd){t->over ? -1 : t->fd, t->connected ? POLLIN : POLLIN | POLLOUT, 0};
+    struct timespec wait = {(wake - at) / 1000000000ull, (wake - at) % 1000000000ull};
+    if (wake <= at) wait = (struct timespec){0, 0};
+    if (ppoll(fds, n, &wait, NULL) < 0) continue;
+    // In the order in which they were listed. What is added below comes after its own list was read.
+    n = 1 + servers * 2;
+    for (struct peer **link = &peers; *link && n < 4096;) {
+      struct peer *p = *link;
+      if (fds[n++].revents && !answer_stream(p)) {
+        *link = p->next;
+        close(p->fd);
+        free(p);
+      } else link = &p->next;
+    }
+    for (struct task *t = tasks; t && n < 8192; t = t->next, n++)
+      if (fds[n].revents) receive(t, fds[n].revents);
+    for (int i = 0, all = servers; i < all; i++) {
+      if (fds[1 + i * 2].revents) welcome(listeners[i]);
+      if (fds[2 + i * 2].revents) answer_datagram(datagrams[i]);
+    }
+    if (!fds[0].revents) continue;
+    ssize_t got = read(0, line + have, sizeof line - 1 - have);
+    if (got == 0) return 0;  // whoever gave the commands is gone
+    if (got < 0) continue;
+    line[have += got] = 0;
+    char *start = line, *end;
+    for (; (end = strchr(start, '\n')); start = end + 1) {
+      *end = 0;
+      command(start);
+    }
+    memmove(line, start, have -= start - line);
+  }
+}
