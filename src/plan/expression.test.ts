@@ -63,6 +63,12 @@ describe("what users write", () => {
       ["10.65.0.0/16"],
     ],
     [
+      "numbered by the zone, then by a label",
+      `cidr("10.64.0.0/10").subnet(16, {"a": 0, "b": 1}[node.labels["topology.kubernetes.io/zone"]])
+         .subnet(24, int(node.labels["index"]))`,
+      ["10.65.7.0/24"],
+    ],
+    [
       "numbered by the end of the name",
       `cidr("10.1.0.0/16").subnet(24, int(node.name.split("-")[1]))`,
       ["10.1.7.0/24"],
