@@ -57,15 +57,14 @@ export class Underlay implements AsyncDisposable {
       `addr add ${routerAddresses.ipv6}/64 dev br0 nodad`,
       `link add outside type veth peer name eth0 netns ${outside.pid}`,
       "link set outside up",
+      "route add 224.0.0.0/4 dev br0", // for the capture's marks
       "addr add 172.31.0.1/24 dev outside",
       "addr add fd31::1/64 dev outside nodad",
     );
     await outside.ip(
       "link set eth0 up",
       ...(families === "ipv6" ? [] : ["addr add 172.31.0.2/24 dev eth0", "route add default via 172.31.0.1"]),
-      ...(families === "ipv4"
-        ? []
-        : ["addr add fd31::2/64 dev eth0 nodad", "route add default via fd31::1"]),
+      ...(families === "ipv4" ? [] : ["addr add fd31::2/64 dev eth0 nodad", "route add default via fd31::1"]),
     );
     return underlay;
   }

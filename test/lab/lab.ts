@@ -1,0 +1,242 @@
+/**
+ * A cluster of light nodes on real parts, for tests about packets:
+ *
+ *   test("a pod reaches a pod of another node", async () => {
+ *     await using lab = await Lab.start({ nodes: 2, families: "dual", underlay: "dual" });
+ *     const [a, b] = await Promise.all(lab.nodes.map((node) => node.pod("p")));
+ *     expect(await lab.unreached([a!, b!])).toEqual([]);            // all pairs, protocols and families
+ *
+ *     await using probe = await lab.probe(a!, b!, { protocol: "udp", family: "ipv6" });
+ *     await using capture = await lab.capture();                    // packets with a pod's address on the underlay
+ *     await lab.nodes[0]!.killAgent();
+ *     await lab.nodes[0]!.startAgent();
+ *     expect((await probe.stop()).lost).toBe(0);
+ *     expect(await capture.stop()).toEqual([]);
+ *   }, 60_000);
+ *
+ * With LAB_CONTROL_PLANE (a file with ControlPlane.access as JSON) the control plane is one outside of this machine.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { parseAllDocuments } from "yaml";
+import type { ApiObject } from "./api.ts";
+import { repository } from "./cache.ts";
+import { Capture } from "./capture.ts";
+import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
+import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
+import type { Host } from "./namespace.ts";
+import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
+import { type Families, pick, Underlay } from "./underlay.ts";
+
+type Family = "ipv4" | "ipv6";
+
+export interface LabOptions {
+  /** How many, or one by one. Default 2. */
+  nodes?: number | LightNodeOptions[];
+  /** Of pods. Default "dual". */
+  families?: Families;
+  /** Of nodes. Default "dual". */
+  underlay?: Families;
+  /** Default: the kernel's if it has one, else "service". */
+  wireguard?: Wireguard;
+  /** For every agent. */
+  env?: Record<string, string>;
+  /** For every node. */
+  node?: LightNodeOptions;
+  /** Whether to start the agents and wait for their CNI files. Default true. */
+  agents?: boolean;
+  /** The agent's executable. Default dist/wigglenet. */
+  binary?: string;
+}
+
+export interface Path {
+  protocol?: Protocol;
+  family?: Family;
+}
+
+export type ReachOptions = Path & Omit<PacketOptions, "protocol" | "address"> & { timeout?: number };
+export type ProbeOptions = Path & Omit<PacketOptions, "protocol" | "address"> & { rate?: number };
+
+export class Lab implements AsyncDisposable {
+  readonly underlay: Underlay;
+  readonly nodes: LightNode[] = [];
+  /** How long the parts took to start, ms: control plane and empty nodes, then agents to their CNI files. */
+  readonly startedIn = { ground: 0, agents: 0 };
+  readonly #ground: Ground;
+  readonly #options: LabOptions;
+  readonly #started: Promise<ControlPlane>;
+  #controlPlane: ControlPlane | undefined;
+  #lastIndex = 0;
+
+  private constructor(ground: Ground, options: LabOptions, started: Promise<ControlPlane>) {
+    this.underlay = ground.underlay;
+    this.#ground = ground;
+    this.#options = options;
+    this.#started = started;
+  }
+
+  static async start(options: LabOptions = {}): Promise<Lab> {
+    await using parts = new AsyncDisposableStack();
+    const begin = performance.now();
+    const { nodes = 2, families = "dual", agents = true, env = {} } = options;
+    const binary = options.binary ?? `${repository}/dist/wigglenet`;
+    if (agents && !existsSync(binary)) throw new Error(`no ${binary}: run \`npm run build\` first`);
+    const underlay = parts.use(await Underlay.start(options.underlay));
+    const wireguard = options.wireguard ?? ((await kernelHasWireguard(underlay)) ? "kernel" : "service");
+    const started = startControlPlane(families, underlay);
+    const lab = parts.use(new Lab({ underlay, wireguard, binary, env }, options, started));
+    const specs = typeof nodes === "number" ? Array.from({ length: nodes }, () => ({})) : nodes;
+    for (const spec of specs) lab.#make(spec);
+    const [controlPlane] = await Promise.all([started, ...lab.nodes.map((node) => node.boot())]);
+    lab.#controlPlane = controlPlane;
+    await Promise.all(lab.nodes.map((node) => node.join(controlPlane)));
+    lab.startedIn.ground = performance.now() - begin;
+    if (agents) await lab.startAgents();
+    lab.startedIn.agents = performance.now() - begin - lab.startedIn.ground;
+    parts.move();
+    return lab;
+  }
+
+  get controlPlane(): ControlPlane {
+    if (!this.#controlPlane) throw new Error("the control plane did not start");
+    return this.#controlPlane;
+  }
+
+  get outside(): Host {
+    return this.underlay.outside;
+  }
+
+  /** Starts every agent and waits for the CNI files. */
+  async startAgents(env: Record<string, string> = {}): Promise<void> {
+    await Promise.all(this.nodes.map((node) => node.startAgent(env)));
+    await Promise.all(this.nodes.map((node) => node.ready()));
+  }
+
+  /** One more node, up and joined; its agent runs, unless told otherwise, though it need not be ready. */
+  async addNode(
+    spec: LightNodeOptions = {},
+    { agent = this.#options.agents ?? true } = {},
+  ): Promise<LightNode> {
+    const node = this.#make(spec);
+    await node.boot();
+    await node.join(this.controlPlane);
+    if (agent) await node.startAgent();
+    return node;
+  }
+
+  /** The Node object is deleted and the machine gone. */
+  async removeNode(node: LightNode): Promise<void> {
+    this.nodes.splice(this.nodes.indexOf(node), 1);
+    if (node.on) await node.powerCut();
+    await this.controlPlane.api.remove(`/api/v1/nodes/${node.name}`);
+  }
+
+  /** One packet there and back. Default: udp, by whatever family both have, IPv4 first. */
+  reach(from: Host, to: Host, options: ReachOptions = {}): Promise<Reached> {
+    return from.place.reach({
+      protocol: "udp",
+      ...options,
+      address: addressOf(to, options.family ?? familiesOf(from, to)[0]),
+    });
+  }
+
+  /** A steady stream of numbered packets there and back, 50 a second. It flows when this returns. */
+  async probe(from: Host, to: Host, options: ProbeOptions = {}): Promise<Stream> {
+    const address = addressOf(to, options.family ?? familiesOf(from, to)[0]);
+    const stream = await from.place.stream({ protocol: "udp", ...options, address });
+    await stream.flowing(1);
+    return stream;
+  }
+
+  /**
+   * Tries all ordered pairs of different hosts (or the pairs given), all families that both have, all protocols.
+   * What did not come back, one line each: "n1/p -> n2/p tcp ipv6: no answer".
+   */
+  async unreached(
+    hosts: Host[] | [Host, Host][],
+    options: { protocols?: Protocol[]; families?: Family[] } & Omit<ReachOptions, keyof Path> = {},
+  ): Promise<string[]> {
+    const { protocols = ["tcp", "udp", "icmp"], families = ["ipv4", "ipv6"], ...rest } = options;
+    const pairs = hosts.flatMap((a) =>
+      Array.isArray(a) ? [a] : (hosts as Host[]).filter((b) => b !== a).map((b): [Host, Host] => [a, b]),
+    );
+    const paths = pairs.flatMap(([from, to]) =>
+      familiesOf(from, to)
+        .filter((family) => families.includes(family))
+        .flatMap((family) => protocols.map((protocol) => ({ from, to, family, protocol }))),
+    );
+    const lines = paths.map(async ({ from, to, family, protocol }) => {
+      const reached = await this.reach(from, to, { ...rest, family, protocol });
+      return reached.ok ? undefined : `${from.name} -> ${to.name} ${protocol} ${family}: ${reached.reason}`;
+    });
+    return (await Promise.all(lines)).filter((line) => line !== undefined);
+  }
+
+  /** Packets on the underlay that match: by default those that have a pod's address on them. */
+  capture(filter?: string): Promise<Capture> {
+    return Capture.start(this.underlay, filter);
+  }
+
+  #make(spec: LightNodeOptions): LightNode {
+    const index = ++this.#lastIndex;
+    const both = { ipv4: `172.30.0.${10 + index}`, ipv6: `fd30::${10 + index}` };
+    // A control plane elsewhere may allocate for other families than this lab's.
+    const own = outsideAccess && outsideAccess.families !== (this.#options.families ?? "dual");
+    const podCIDRs = own
+      ? Object.values(pick(this.#options.families ?? "dual", podCIDRsOf(index)))
+      : undefined;
+    const options = { ...(podCIDRs && { podCIDRs }), ...this.#options.node, ...spec };
+    const addresses = pick(this.#options.underlay ?? "dual", both);
+    const node = new LightNode(spec.name ?? `n${index}`, addresses, this.#ground, options);
+    this.nodes.push(node);
+    return node;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.nodes.map((node) => node[Symbol.asyncDispose]()));
+    const controlPlane = await this.#started.catch(() => undefined);
+    await controlPlane?.[Symbol.asyncDispose]();
+    await this.underlay[Symbol.asyncDispose]();
+  }
+}
+
+/** The families that two hosts can talk by, IPv4 first. */
+export function familiesOf(a: Host, b: Host): Family[] {
+  return (["ipv4", "ipv6"] as const).filter((family) => a.addresses[family] && b.addresses[family]);
+}
+
+function addressOf(host: Host, family: Family | undefined): string {
+  const address = family && host.addresses[family];
+  if (!address) throw new Error(`${host.name} has no address of family ${family}`);
+  return address;
+}
+
+const podCIDRsOf = (index: number) => ({
+  ipv4: `10.244.${100 + index}.0/24`,
+  ipv6: `fd00:10:244:${100 + index}::/64`,
+});
+
+const outsideAccess = process.env.LAB_CONTROL_PLANE
+  ? (JSON.parse(readFileSync(process.env.LAB_CONTROL_PLANE, "utf8")) as ControlPlaneAccess)
+  : undefined;
+
+/** A control plane with the agent's service account and rights, as the manifest grants them. */
+async function startControlPlane(families: Families, underlay: Underlay): Promise<ControlPlane> {
+  const controlPlane = outsideAccess
+    ? await ControlPlane.attach(outsideAccess, underlay)
+    : await ControlPlane.start({ families, underlay });
+  // Of an earlier lab that used the same control plane.
+  const stale = outsideAccess ? await controlPlane.api.nodes() : [];
+  await Promise.all(stale.map(({ metadata }) => controlPlane.api.remove(`/api/v1/nodes/${metadata.name}`)));
+  const manifest = readFileSync(`${repository}/deploy/manifest.yaml`, "utf8");
+  const objects = parseAllDocuments(manifest).map((document) => document.toJS() as ApiObject | null);
+  for (const object of objects)
+    if (object && object.kind !== "DaemonSet") await controlPlane.api.apply(object);
+  return controlPlane;
+}
+
+async function kernelHasWireguard({ router }: Underlay): Promise<boolean> {
+  return await router.ip("link add wgtest type wireguard", "link del wgtest").then(
+    () => true,
+    () => false,
+  );
+}
