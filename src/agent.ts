@@ -134,14 +134,11 @@ export class Agent {
       ...nodeAddresses(node, links, settings),
     };
 
-    // What others need of us does not wait for what we need of the kernel, nor the other way round.
+    if (!config.firewallOnly) await this.#sync(own, links);
+    // Only now, as the others begin to send as soon as they read it.
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
-    const annotated = host.attempt("annotations", () =>
-      host.annotate(node.metadata.annotations ?? {}, wanted),
-    );
-    if (!config.firewallOnly) await this.#sync(own, links);
-    await annotated;
+    await host.attempt("annotations", () => host.annotate(node.metadata.annotations ?? {}, wanted));
 
     if (this.#synced || host.failures > 0) return;
     this.#synced = true;
