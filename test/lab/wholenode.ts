@@ -1,0 +1,139 @@
+/** A whole node: a real kubelet, containerd and kube-proxy in namespaces of their own, with a power switch. */
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { kubernetesDir } from "./cache.ts";
+import { makeCgroup, removeCgroup, sweepCgroups } from "./cgroup.ts";
+import type { ControlPlane } from "./controlplane.ts";
+import { copyStore } from "./imagestore.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { kubeconfig } from "./pki.ts";
+import { Service, until } from "./process.ts";
+import { containerdConfig, kubeletConfig, kubeProxyConfig } from "./wholenodeconfig.ts";
+
+export interface WholeNodeOptions {
+  name: string;
+  addresses: Addresses;
+  /** The images that the node has from the start: an `imageStore`. */
+  store: string;
+  /** Default "nftables". */
+  proxyMode?: "nftables" | "iptables";
+}
+
+export class WholeNode implements Host, AsyncDisposable {
+  readonly name: string;
+  readonly addresses: Addresses;
+  /** What survives a power cut: overlays of /etc, /opt and /var, and the container runtime's state. */
+  readonly disk: string;
+  readonly #controlPlane: ControlPlane;
+  readonly #cgroup: string;
+  #running: { namespace: Namespace; boot: Service } | undefined;
+
+  private constructor(controlPlane: ControlPlane, options: WholeNodeOptions) {
+    this.name = options.name;
+    this.addresses = options.addresses;
+    this.disk = `${controlPlane.underlay.dir}/nodes/${options.name}`;
+    this.#controlPlane = controlPlane;
+    this.#cgroup = `${basename(controlPlane.underlay.dir)}/${options.name}`;
+  }
+
+  /** Returns when kubelet has been started; the Node appears, not ready, within a second or two. */
+  static async start(controlPlane: ControlPlane, options: WholeNodeOptions): Promise<WholeNode> {
+    const node = new WholeNode(controlPlane, options);
+    await node.#install(options.proxyMode ?? "nftables");
+    await copyStore(options.store, `${node.disk}/real/var/lib/containerd`);
+    await node.powerOn();
+    return node;
+  }
+
+  get #on(): { namespace: Namespace; boot: Service } {
+    if (!this.#running) throw new Error(`${this.name} is off`);
+    return this.#running;
+  }
+
+  /** The node as a place where commands run: ``node.inside.$`ip route` ``. Another one after each boot. */
+  get inside(): Namespace {
+    return this.#on.namespace;
+  }
+
+  get place() {
+    return this.inside.place;
+  }
+
+  get $() {
+    return this.inside.$;
+  }
+
+  get isOn(): boolean {
+    return this.#running !== undefined;
+  }
+
+  async powerOn(): Promise<void> {
+    const { underlay } = this.#controlPlane;
+    const network = await Namespace.create(this.name);
+    await underlay.attach(this.name, network, { addresses: this.addresses });
+    await sweepCgroups(dirname(underlay.dir));
+    await makeCgroup(this.#cgroup);
+    const pidFile = `${this.disk}/pid`;
+    writeFileSync(pidFile, "");
+    const log = `${underlay.dir}/log/${this.name}-boot.log`;
+    const boot = Service.start(`node ${this.name}`, [`${import.meta.dirname}/wholenode.sh`], {
+      log,
+      env: {
+        PATH: process.env.PATH!,
+        NODE: this.name,
+        DISK: this.disk,
+        NETNS: `/proc/${network.pid}/ns/net`,
+        CGROUP: this.#cgroup,
+        ADDRESSES: Object.values(this.addresses).join(","),
+        PROGRAMS: `${kubernetesDir}/bin`,
+        LOGS: `${underlay.dir}/log`,
+        PIDFILE: pidFile,
+      },
+    });
+    const pid = await until(`${this.name} to boot`, () => {
+      if (!boot.running) throw new Error(`${this.name} has stopped booting: ${boot.tail()}`);
+      return Number(readFileSync(pidFile, "utf8")) || undefined;
+    });
+    this.#running = { namespace: new Namespace(this.name, network.place, pid, true), boot };
+    await until(`${this.name} to start kubelet`, () => existsSync(`/proc/${pid}/root/run/booted`), {
+      timeout: 60_000,
+      why: () => boot.tail(),
+    });
+  }
+
+  /** Cuts the power: every process is gone at once, the disk stays. */
+  async powerOff(): Promise<void> {
+    const { namespace, boot } = this.#on;
+    this.#running = undefined;
+    process.kill(namespace.pid, "SIGKILL");
+    await boot.exited;
+    await this.#controlPlane.underlay.detach(this.name);
+    await namespace.place.close();
+    await removeCgroup(this.#cgroup);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.isOn) await this.powerOff();
+  }
+
+  async #install(proxyMode: "nftables" | "iptables"): Promise<void> {
+    const { pki } = this.#controlPlane;
+    const server = this.#controlPlane.server(this.addresses.ipv4 ? "ipv4" : "ipv6");
+    const clients = {
+      kubelet: `/O=system:nodes/CN=system:node:${this.name}`,
+      "kube-proxy": "/CN=system:kube-proxy",
+    };
+    const config = `${this.disk}/config`;
+    mkdirSync(config, { recursive: true });
+    for (const [program, subject] of Object.entries(clients)) {
+      const credentials = await pki.issue(`${this.name}-${program}`, subject);
+      writeFileSync(`${config}/${program}.kubeconfig`, kubeconfig(server, { pem: pki.ca }, credentials));
+    }
+    writeFileSync(`${config}/containerd.toml`, containerdConfig());
+    writeFileSync(`${config}/kubelet.yaml`, kubeletConfig(`${pki.dir}/ca.crt`));
+    writeFileSync(
+      `${config}/kube-proxy.yaml`,
+      kubeProxyConfig(this.name, proxyMode, `${config}/kube-proxy.kubeconfig`),
+    );
+  }
+}
