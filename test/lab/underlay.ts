@@ -76,6 +76,8 @@ export class Underlay implements AsyncDisposable {
     await node.sysctl({
       "net.ipv4.conf.all.rp_filter": 0,
       "net.ipv4.conf.default.rp_filter": rpFilter === "strict" ? 1 : 0,
+      // As Debian's systemd has it: an address survives the removal of the first one of its subnet.
+      "net.ipv4.conf.all.promote_secondaries": 1,
       "net.ipv4.ip_forward": forward,
       "net.ipv6.conf.all.forwarding": forward,
       "net.ipv6.conf.default.forwarding": forward,
