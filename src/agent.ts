@@ -11,7 +11,8 @@ import { forwardingOff, type KeyPair, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
-import { allowedIpOwners, type Tunnel } from "./host/wireguard.ts";
+import { standing, type Tunnel } from "./host/wireguard.ts";
+import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
 import { nodeAddresses, type OwnSettings, ownPodRanges, underlayMtu } from "./plan/own.ts";
@@ -33,7 +34,7 @@ export class Agent {
 
   #podRanges: PodRange[] | undefined;
   /** What is in the tunnel, as it was last known: it decides which of two claims stands. */
-  #standing: ReadonlyMap<string, string> = new Map();
+  #standing: Standing = { owners: new Map(), endpoints: new Map() };
   /** By prefix, when it may be forgotten. */
   readonly #departed = new Map<string, number>();
   #expected: Expectation | undefined;
@@ -152,7 +153,7 @@ export class Agent {
     const tunnel: Tunnel | "none" | undefined = overlay
       ? await host.attempt("tunnel", () => host.tunnel())
       : "none";
-    if (typeof tunnel === "object") this.#standing = allowedIpOwners(tunnel);
+    if (typeof tunnel === "object") this.#standing = standing(tunnel);
     const routes = await host.attempt("routes", () => host.routes());
     if (routes === undefined) return;
     const desired = plan({

@@ -1,6 +1,7 @@
 /** The tunnel's peers, by `wg`. A peer that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
 import { createHash } from "node:crypto";
-import { compareAddresses } from "../plan/address.ts";
+import { compareAddresses, parseAddress } from "../plan/address.ts";
+import type { Standing } from "../plan/claims.ts";
 import type { Peer } from "../plan/desired.ts";
 import { $, type Command, command } from "./run.ts";
 
@@ -52,6 +53,15 @@ export function allowedIpOwners(tunnel: Tunnel | undefined): Map<string, string>
       peer.allowedIps.map((prefix) => [prefix, publicKey] as const),
     ),
   );
+}
+
+/** What decides between two nodes that claim the same. */
+export function standing(tunnel: Tunnel): Standing {
+  const endpoints = [...tunnel.peers].flatMap(([publicKey, { endpoint }]) => {
+    const address = endpoint && parseAddress(endpoint.replace(/:\d+$/, "").replace(/^\[|\]$/g, ""));
+    return address ? [[publicKey, address] as const] : [];
+  });
+  return { owners: allowedIpOwners(tunnel), endpoints: new Map(endpoints) };
 }
 
 /** The own key and port, where they differ. */

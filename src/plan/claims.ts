@@ -3,7 +3,7 @@
  * cloned machine, a stale Node object, a mistake, malice). Each collision is settled in favour of the claim that
  * already stands, so that no annotation moves another node's traffic.
  */
-import { ancestorKey, compareAddresses, familyOf, lengthOf } from "./address.ts";
+import { ancestorKey, compareAddresses, type Family, familyOf, hostPrefix, lengthOf } from "./address.ts";
 import type { NodeRecord } from "./node.ts";
 
 /** What this node has itself; nobody else's claim wins against it. */
@@ -14,6 +14,16 @@ export interface OwnClaims {
   addresses: readonly string[];
   /** Other addresses that must stay where they are: the API server's. */
   reserved: readonly string[];
+  /** Families in which it can reach a peer. */
+  reaches: readonly Family[];
+}
+
+/** What is in the tunnel now. */
+export interface Standing {
+  /** For each prefix the public key of the peer that has it. */
+  owners: ReadonlyMap<string, string>;
+  /** By public key the address that its packets go to. */
+  endpoints: ReadonlyMap<string, string>;
 }
 
 /** A node with those of its claims that hold. */
@@ -38,21 +48,14 @@ interface Claim {
   created: string;
 }
 
-/**
- * @param nodes all nodes but our own
- * @param standing for each prefix that is in the tunnel now, the public key of the peer that has it
- */
-export function settle(
-  own: OwnClaims,
-  nodes: readonly NodeRecord[],
-  standing: ReadonlyMap<string, string>,
-): Settlement {
+/** @param nodes all nodes but our own */
+export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
   const refused = new Map<string, string[]>();
   const refuse = (node: string, problem: string) => {
     if (node !== own.name) refused.set(node, [...(refused.get(node) ?? []), problem]);
   };
   const keys = settleKeys(own, nodes, standing, refuse);
-  const claims = listClaims(own, nodes, keys, standing, refuse);
+  const claims = listClaims(own, nodes, keys, standing.owners, refuse);
   const holds = settlePrefixes(claims, refuse);
   return {
     nodes: nodes.map((record) => ({
@@ -71,14 +74,15 @@ type Refuse = (node: string, problem: string) => void;
 function settleKeys(
   own: OwnClaims,
   nodes: readonly NodeRecord[],
-  standing: ReadonlyMap<string, string>,
+  standing: Standing,
   refuse: Refuse,
 ): Map<string, string> {
   const holders = new Map<string, NodeRecord>();
-  const stands = ({ publicKey, podCidrs }: NodeRecord) =>
-    podCidrs.some((prefix) => publicKey !== undefined && standing.get(prefix) === publicKey);
-  const byPriority = [...nodes].sort((a, b) => Number(stands(b)) - Number(stands(a)) || olderFirst(a, b));
-  for (const node of byPriority) {
+  // A public key can be copied, pod CIDRs too: of the copies the one that fits best what stands is the original.
+  const byPriority = nodes
+    .map((node) => ({ node, fit: fitOf(node, own.reaches, standing) }))
+    .sort((a, b) => b.fit - a.fit || olderFirst(a.node, b.node));
+  for (const { node } of byPriority) {
     if (node.publicKey === undefined) continue;
     const holder = node.publicKey === own.publicKey ? own : holders.get(node.publicKey);
     if (holder === undefined) holders.set(node.publicKey, node);
@@ -91,11 +95,26 @@ function settleKeys(
   return new Map([...holders].map(([key, node]) => [node.name, key]));
 }
 
+/** How much of what a node says is in the tunnel: most of all where its packets go, then how many of its prefixes. */
+function fitOf(
+  { publicKey, podCidrs, addresses, endpoints }: NodeRecord,
+  reaches: readonly Family[],
+  standing: Standing,
+): number {
+  if (publicKey === undefined) return 0;
+  const held = [...podCidrs, ...addresses.map(hostPrefix)].filter(
+    (prefix) => standing.owners.get(prefix) === publicKey,
+  );
+  // An address further down the list is not where packets would go.
+  const best = endpoints.find((address) => reaches.includes(familyOf(address)));
+  return held.length + (best !== undefined && best === standing.endpoints.get(publicKey) ? 0x10000 : 0);
+}
+
 function listClaims(
   own: OwnClaims,
   nodes: readonly NodeRecord[],
   keys: ReadonlyMap<string, string>,
-  standing: ReadonlyMap<string, string>,
+  owners: ReadonlyMap<string, string>,
   refuse: Refuse,
 ): Claim[] {
   const claimants = new Map<string, string>();
@@ -119,13 +138,12 @@ function listClaims(
   for (const node of nodes) {
     const key = keys.get(node.name);
     const claim = (prefix: string, kind: Claim["kind"], allowedIp: string): Claim => {
-      const stands = key !== undefined && standing.get(allowedIp) === key;
+      const stands = key !== undefined && owners.get(allowedIp) === key;
       return { node: node.name, prefix, kind, rank: stands ? 1 : 2, created: node.created };
     };
     for (const prefix of node.podCidrs) claims.push(claim(prefix, "pod CIDR", prefix));
     for (const address of node.addresses) {
-      if (!contested.has(address))
-        claims.push(claim(address, "address", `${address}/${familyOf(address) === "ipv4" ? 32 : 128}`));
+      if (!contested.has(address)) claims.push(claim(address, "address", hostPrefix(address)));
       else if (claimants.get(address) === node.name)
         refuse(node.name, `address ${address} is claimed by another node too`);
       else refuse(node.name, `address ${address} is claimed by node ${claimants.get(address)} too`);

@@ -8,7 +8,7 @@ import {
   hostPrefix,
   lengthOf,
 } from "./address.ts";
-import { type SettledNode, settle } from "./claims.ts";
+import { type SettledNode, type Standing, settle } from "./claims.ts";
 import type { NodeRecord } from "./node.ts";
 import { cniConfig, type PodRange } from "./pods.ts";
 
@@ -82,8 +82,7 @@ export interface PlanInput {
   };
   /** Smallest MTU of the links that carry the node's addresses. */
   underlayMtu: number;
-  /** What is in the tunnel now: prefix → public key. */
-  standing: ReadonlyMap<string, string>;
+  standing: Standing;
   underlay: readonly UnderlayRoute[];
   /** Pod CIDRs of nodes that left a short while ago. */
   departed: readonly string[];
@@ -94,6 +93,9 @@ export interface PlanInput {
 export function plan(input: PlanInput): Desired {
   const { own, settings } = input;
   const ownPodCidrs = own.podRanges.map((range) => range.subnet);
+  const reaches = settings.tunnelFamilies.filter((family) =>
+    own.endpoints.some((address) => familyOf(address) === family),
+  );
   const { nodes, refused } = settle(
     {
       name: own.name,
@@ -101,6 +103,7 @@ export function plan(input: PlanInput): Desired {
       podCidrs: ownPodCidrs,
       addresses: own.addresses,
       reserved: input.reserved,
+      reaches,
     },
     input.nodes,
     input.standing,
@@ -114,7 +117,7 @@ export function plan(input: PlanInput): Desired {
   const tunnel = tunnelled.length > 0;
   const mtu = tunnel ? input.underlayMtu - tunnelOverhead : input.underlayMtu;
   const peers = nodes.flatMap((node) => {
-    const peer = peerOf(node, input, inTunnel);
+    const peer = peerOf(node, settings.port, reaches, inTunnel);
     if (peer && peer.endpoint === undefined)
       problems.set(node.record.name, [...(problems.get(node.record.name) ?? []), noEndpoint(input)]);
     return peer ? [peer] : [];
@@ -150,20 +153,16 @@ const tunnelOverhead = 80;
 
 function peerOf(
   node: SettledNode,
-  { own, settings }: PlanInput,
+  port: number,
+  reaches: readonly Family[],
   inTunnel: (value: string) => boolean,
 ): Peer | undefined {
   if (node.publicKey === undefined) return undefined;
   const allowedIps = [...node.podCidrs, ...node.addresses.map(hostPrefix)]
     .filter(inTunnel)
     .sort(compareAddresses);
-  const reachable = settings.tunnelFamilies.filter((family) =>
-    own.endpoints.some((address) => familyOf(address) === family),
-  );
-  const address = node.record.endpoints.find((candidate) => reachable.includes(familyOf(candidate)));
-  const endpoint =
-    address &&
-    (familyOf(address) === "ipv6" ? `[${address}]:${settings.port}` : `${address}:${settings.port}`);
+  const address = node.record.endpoints.find((candidate) => reaches.includes(familyOf(candidate)));
+  const endpoint = address && (familyOf(address) === "ipv6" ? `[${address}]:${port}` : `${address}:${port}`);
   return { publicKey: node.publicKey, endpoint, allowedIps };
 }
 

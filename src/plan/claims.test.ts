@@ -1,0 +1,412 @@
+import { describe, expect, test } from "bun:test";
+import fc from "fast-check";
+import { compareAddresses, families, hostPrefix, overlaps } from "./address.ts";
+import { type OwnClaims, type Standing, settle } from "./claims.ts";
+import { annotation, fromAnnotations, fromNode, type NodeRecord, saysAll } from "./node.ts";
+
+/** A node with what it claims; the key is its name's, and the older a node the earlier in the alphabet. */
+function node(name: string, claims: string[] = [], tweak: Partial<NodeRecord> = {}): NodeRecord {
+  const addresses = claims.filter((claim) => !claim.includes("/"));
+  return {
+    name,
+    created: `2024-01-01T00:00:0${name.charCodeAt(0) % 10}Z`,
+    publicKey: `key of ${name}`,
+    podCidrs: claims.filter((claim) => claim.includes("/")),
+    addresses,
+    endpoints: addresses,
+    problems: [],
+    ...tweak,
+  };
+}
+
+function own(tweak: Partial<OwnClaims> = {}): OwnClaims {
+  return {
+    name: "own",
+    publicKey: "key of own",
+    podCidrs: [],
+    addresses: [],
+    reserved: [],
+    reaches: families,
+    ...tweak,
+  };
+}
+
+/** What is in the tunnel: of prefixes the key, of keys the address. */
+function stands(values: Record<string, string> = {}): Standing {
+  const entries = Object.entries(values);
+  return {
+    owners: new Map(entries.filter(([name]) => name.includes("/"))),
+    endpoints: new Map(entries.filter(([name]) => !name.includes("/"))),
+  };
+}
+
+/** What each node holds, in short: `a: 10.1.0.0/24 192.0.2.1`; a node without a key has `!` after its name. */
+function holdings(claims: OwnClaims, nodes: NodeRecord[], standing: Record<string, string> = {}): string[] {
+  return settle(claims, nodes, stands(standing)).nodes.map(
+    ({ record, publicKey, podCidrs, addresses }) =>
+      `${record.name}${publicKey ? "" : "!"}: ${[...podCidrs, ...addresses].join(" ")}`,
+  );
+}
+
+describe("prefixes of two nodes", () => {
+  test.each<[title: string, a: string[], b: string[], expected: string[]]>([
+    ["apart", ["10.1.0.0/24"], ["10.1.1.0/24"], ["a: 10.1.0.0/24", "b: 10.1.1.0/24"]],
+    ["equal", ["10.1.0.0/24"], ["10.1.0.0/24"], ["a: 10.1.0.0/24", "b: "]],
+    ["contained in an older one's", ["10.1.0.0/16"], ["10.1.7.0/24"], ["a: 10.1.0.0/16", "b: "]],
+    ["containing an older one's", ["10.1.7.0/24"], ["10.1.0.0/16"], ["a: 10.1.7.0/24", "b: "]],
+    ["one of two", ["10.1.0.0/24"], ["10.1.0.0/25", "fd00::/64"], ["a: 10.1.0.0/24", "b: fd00::/64"]],
+    ["IPv6", ["fd00::/64"], ["fd00::/80"], ["a: fd00::/64", "b: "]],
+    ["a number in the other family", ["0.0.1.0/24"], ["::1:0/120"], ["a: 0.0.1.0/24", "b: ::1:0/120"]],
+    // An address inside another's pod CIDR would take a pod's traffic away.
+    ["address in an older pod CIDR", ["10.1.0.0/24"], ["10.1.0.9"], ["a: 10.1.0.0/24", "b: "]],
+    ["pod CIDR around an older address", ["192.0.2.9"], ["192.0.2.0/24"], ["a: 192.0.2.9", "b: "]],
+    // Either would be the gain of who claims it: traffic to it goes as to any host outside (kube-vip#1385).
+    ["an address twice: neither", ["192.0.2.9", "10.1.0.0/24"], ["192.0.2.9"], ["a: 10.1.0.0/24", "b: "]],
+    ["address in its own pod CIDR", ["10.1.0.0/24", "10.1.0.9"], [], ["a: 10.1.0.0/24 10.1.0.9", "b: "]],
+    [
+      "overlapping ones of its own",
+      ["10.1.0.0/16", "10.1.7.0/24"],
+      [],
+      ["a: 10.1.0.0/16 10.1.7.0/24", "b: "],
+    ],
+    [
+      "a rival of both of a node's overlapping ones",
+      ["10.1.0.0/16", "10.1.7.0/24"],
+      ["10.1.7.0/25"],
+      ["a: 10.1.0.0/16 10.1.7.0/24", "b: "],
+    ],
+  ])("%s", (_, a, b, expected) => {
+    expect(holdings(own(), [node("a", a), node("b", b)])).toEqual(expected);
+    expect(holdings(own(), [node("b", b), node("a", a)]).reverse()).toEqual(expected);
+  });
+
+  test("a third that overlaps only what was refused holds", () => {
+    const nodes = [node("a", ["10.1.0.0/25"]), node("b", ["10.1.0.0/24"]), node("c", ["10.1.0.128/25"])];
+    expect(holdings(own(), nodes)).toEqual(["a: 10.1.0.0/25", "b: ", "c: 10.1.0.128/25"]);
+  });
+});
+
+describe("who wins", () => {
+  const cidr = "10.1.0.0/24";
+  const [a, b] = [node("a", [cidr]), node("b", [cidr])];
+  test.each<[title: string, own: OwnClaims, nodes: NodeRecord[], standing: Record<string, string>, string[]]>(
+    [
+      ["the older Node", own(), [a, b], {}, [`a: ${cidr}`, "b: "]],
+      [
+        "then the name",
+        own(),
+        [node("b", [cidr], { created: "" }), node("a", [cidr], { created: "" })],
+        {},
+        ["b: ", `a: ${cidr}`],
+      ],
+      ["what stands over what is older", own(), [a, b], { [cidr]: "key of b" }, ["a: ", `b: ${cidr}`]],
+      ["what stands for the older", own(), [a, b], { [cidr]: "key of a" }, [`a: ${cidr}`, "b: "]],
+      [
+        "what stands for nobody any more decides nothing",
+        own(),
+        [a, b],
+        { [cidr]: "key of c" },
+        [`a: ${cidr}`, "b: "],
+      ],
+      [
+        "a standing smaller one over an older larger one",
+        own(),
+        [node("a", ["10.0.0.0/8"]), b],
+        { [cidr]: "key of b" },
+        ["a: ", `b: ${cidr}`],
+      ],
+      [
+        "standing counts for the prefix that stands, not for the node",
+        own(),
+        [a, node("b", [cidr, "10.2.0.0/24"])],
+        { "10.2.0.0/24": "key of b" },
+        [`a: ${cidr}`, "b: 10.2.0.0/24"],
+      ],
+      ["own pod CIDR", own({ podCidrs: [cidr] }), [a, b], {}, ["a: ", "b: "]],
+      ["own pod CIDR over one that stands", own({ podCidrs: [cidr] }), [a], { [cidr]: "key of a" }, ["a: "]],
+      ["own pod CIDR over a larger one", own({ podCidrs: [cidr] }), [node("a", ["10.0.0.0/8"])], {}, ["a: "]],
+      ["own address", own({ addresses: ["192.0.2.1"] }), [node("a", ["192.0.2.1"])], {}, ["a: "]],
+      [
+        "own address over a pod CIDR",
+        own({ addresses: ["192.0.2.1"] }),
+        [node("a", ["192.0.2.0/24"])],
+        {},
+        ["a: "],
+      ],
+      // calico#5125: a tunnel that takes the API server's address locks the node out.
+      [
+        "the API server's address",
+        own({ reserved: ["192.0.2.100"] }),
+        [node("a", ["192.0.2.100"])],
+        {},
+        ["a: "],
+      ],
+      [
+        "a pod CIDR around it",
+        own({ reserved: ["192.0.2.100"] }),
+        [node("a", ["192.0.2.0/24"])],
+        {},
+        ["a: "],
+      ],
+      [
+        "the address of a node that is the API server: all else of it holds",
+        own({ reserved: ["192.0.2.100"] }),
+        [node("a", ["192.0.2.100", cidr])],
+        {},
+        [`a: ${cidr}`],
+      ],
+      [
+        "a standing address, though another claims it too: neither",
+        own(),
+        [node("a", ["192.0.2.9"]), node("b", ["192.0.2.9"])],
+        { "192.0.2.9/32": "key of a" },
+        ["a: ", "b: "],
+      ],
+      [
+        "a standing address over an older pod CIDR around it",
+        own(),
+        [node("a", ["192.0.2.0/24"]), node("b", ["192.0.2.9"])],
+        { "192.0.2.9/32": "key of b" },
+        ["a: ", "b: 192.0.2.9"],
+      ],
+      [
+        "no key, and yet its pod CIDR is its own",
+        own(),
+        [node("a", [cidr], { publicKey: "" }), b],
+        {},
+        [`a!: ${cidr}`, "b: "],
+      ],
+    ],
+  )("%s", (_, claims, nodes, standing, expected) => {
+    const given = nodes.map(({ publicKey, ...rest }) => (publicKey ? { publicKey, ...rest } : rest));
+    expect(holdings(claims, given, standing)).toEqual(expected);
+  });
+});
+
+describe("one key, two nodes (a cloned machine)", () => {
+  const clone = { publicKey: "key of a" };
+  test.each<[title: string, own: OwnClaims, nodes: NodeRecord[], standing: Record<string, string>, string[]]>(
+    [
+      [
+        "the older keeps it; the other's pod CIDR is nobody else's",
+        own(),
+        [node("b", ["10.2.0.0/24"], clone), node("a", ["10.1.0.0/24"])],
+        {},
+        ["b!: 10.2.0.0/24", "a: 10.1.0.0/24"],
+      ],
+      [
+        "the one whose pod CIDR stands keeps it",
+        own(),
+        [node("a", ["10.1.0.0/24"]), node("b", ["10.2.0.0/24"], clone)],
+        { "10.2.0.0/24": "key of a" },
+        ["a!: 10.1.0.0/24", "b: 10.2.0.0/24"],
+      ],
+      [
+        "ours is never another's",
+        own({ publicKey: "key of a" }),
+        [node("a", ["10.1.0.0/24"])],
+        { "10.1.0.0/24": "key of a" },
+        ["a!: 10.1.0.0/24"],
+      ],
+    ],
+  )("%s", (_, claims, nodes, standing, expected) => {
+    expect(holdings(claims, nodes, standing)).toEqual(expected);
+  });
+});
+
+test("each refusal says what collides with what, and what to do", () => {
+  const { refused } = settle(
+    own({ podCidrs: ["10.9.0.0/24"], reserved: ["192.0.2.100"] }),
+    [
+      node("a", ["10.1.0.0/24", "192.0.2.9"]),
+      node("b", ["10.1.0.0/16", "192.0.2.9"], { publicKey: "key of a" }),
+      node("c", ["10.9.0.0/25", "192.0.2.100"]),
+    ],
+    stands(),
+  );
+  expect(Object.fromEntries(refused)).toMatchInlineSnapshot(`
+    {
+      "a": [
+        "address 192.0.2.9 is claimed by another node too",
+      ],
+      "b": [
+        "its public key is that of node a: delete its private key file and restart its agent",
+        "address 192.0.2.9 is claimed by node a too",
+        "pod CIDR 10.1.0.0/16 overlaps pod CIDR 10.1.0.0/24 of node a",
+      ],
+      "c": [
+        "pod CIDR 10.9.0.0/25 overlaps pod CIDR 10.9.0.0/24 of node own",
+        "address 192.0.2.100 overlaps address 192.0.2.100 of node own",
+      ],
+    }
+  `);
+});
+
+describe("properties", () => {
+  // Few values, so that collisions are the rule.
+  const small = fc.integer({ min: 0, max: 7 });
+  const prefix = fc.oneof(
+    fc.tuple(small, fc.integer({ min: 22, max: 27 })).map(([n, bits]) => `10.1.${n}.0/${bits}`),
+    fc.tuple(small, fc.integer({ min: 60, max: 66 })).map(([n, bits]) => `fd00:1:0:${n}::/${bits}`),
+    fc.constantFrom("10.0.0.0/8", "fd00::/8", "192.0.2.0/24", "0.0.0.0/0", "::/0", "10.1.0.1/32"),
+  );
+  const address = fc.oneof(
+    small.map((n) => `192.0.2.${n}`),
+    small.map((n) => `2001:db8::${n}`),
+    small.map((n) => `10.1.${n}.9`),
+    fc.constantFrom("127.0.0.1", "fe80::1", "fd00:1:0:3::9"),
+  );
+  const publicKey = small.map((n) => Buffer.alloc(32, n).toString("base64"));
+  const junk = fc.oneof(
+    fc.string(),
+    fc.json(),
+    fc.constantFrom("null", "[null]", "{}", "", "[[]]", `{"length":9}`, `["10.1.0.0/24",{}]`),
+  );
+  const rarely = <T>(value: fc.Arbitrary<T>, other: fc.Arbitrary<T>) =>
+    fc.oneof({ weight: 5, arbitrary: value }, { weight: 1, arbitrary: other });
+  const listOf = (entry: fc.Arbitrary<string>) =>
+    rarely(
+      fc.array(entry, { maxLength: 4 }).map((list) => JSON.stringify(list)),
+      junk,
+    );
+  const annotations = fc.record(
+    {
+      [annotation.publicKey]: rarely(publicKey, junk),
+      [annotation.podCidrs]: listOf(prefix),
+      [annotation.nodeIps]: listOf(address),
+    },
+    { requiredKeys: [] },
+  );
+  const cluster = fc
+    .array(fc.tuple(annotations, small, fc.array(prefix, { maxLength: 2 })), { maxLength: 6 })
+    .map((list) =>
+      list.map(([given, age, podCIDRs], index) => {
+        const metadata = {
+          name: `node-${index}`,
+          creationTimestamp: `2024-01-01T00:00:0${age}Z`,
+          annotations: given as Record<string, string>,
+        };
+        return saysAll(metadata.annotations)
+          ? fromAnnotations({ metadata })
+          : fromNode({ metadata, spec: { podCIDRs } });
+      }),
+    );
+  const ownClaims = fc.record({
+    name: fc.constant("own"),
+    publicKey,
+    podCidrs: fc.constantFrom([], ["10.1.3.0/24"], ["10.1.3.0/24", "fd00:1:0:3::/64"]),
+    addresses: fc.constantFrom([], ["192.0.2.3"], ["192.0.2.3", "2001:db8::3"]),
+    reserved: fc.constantFrom([], ["192.0.2.7"]),
+    reaches: fc.constant(families),
+  });
+
+  /** What WireGuard has after a settlement. */
+  function tunnel({ nodes }: ReturnType<typeof settle>): Standing {
+    const peers = nodes.filter((settled) => settled.publicKey !== undefined);
+    return {
+      owners: new Map(
+        peers.flatMap(({ publicKey: key = "", podCidrs, addresses }) =>
+          [...podCidrs, ...addresses.map(hostPrefix)].map((value) => [value, key] as const),
+        ),
+      ),
+      endpoints: new Map(
+        peers.flatMap(({ publicKey: key = "", record: { endpoints } }) =>
+          endpoints[0] === undefined ? [] : [[key, endpoints[0]] as const],
+        ),
+      ),
+    };
+  }
+
+  function check(claims: OwnClaims, settlement: ReturnType<typeof settle>): void {
+    const held = [
+      ...[...claims.podCidrs, ...claims.addresses, ...claims.reserved].map(
+        (value) => ["own", value] as const,
+      ),
+      ...settlement.nodes.flatMap(({ record, podCidrs, addresses }) =>
+        [...podCidrs, ...addresses].map((value) => [record.name, value] as const),
+      ),
+    ];
+    for (const [index, [owner, value]] of held.entries())
+      for (const [rival, other] of held.slice(index + 1))
+        if (owner !== rival && overlaps(value, other))
+          throw new Error(`${owner} and ${rival} both hold ${value} and ${other}`);
+    const keys = [claims.publicKey, ...settlement.nodes.flatMap((settled) => settled.publicKey ?? [])];
+    if (new Set(keys).size < keys.length) throw new Error(`a key is held twice: ${keys.join(", ")}`);
+  }
+
+  test("10,000 clusters: nothing throws, nothing is held twice, own never loses", () => {
+    fc.assert(
+      fc.property(ownClaims, cluster, (claims, nodes) => {
+        const settlement = settle(claims, nodes, stands());
+        check(claims, settlement);
+        // The order of the nodes is no claim.
+        const reversed = settle(claims, [...nodes].reverse(), stands());
+        return Bun.deepEquals(tunnel(reversed), tunnel(settlement));
+      }),
+      { numRuns: 10_000 },
+    );
+  });
+
+  test("whatever others write, what stands in the tunnel of a node that has not changed stays there", () => {
+    const newcomers = fc.tuple(cluster, fc.integer({ min: 0, max: 9 }));
+    fc.assert(
+      fc.property(ownClaims, cluster, newcomers, (claims, before, [others, age]) => {
+        const first = settle(claims, before, stands());
+        const standing = tunnel(first);
+        // As old as may be, so that age alone would win.
+        const late = others.map((record, index) => ({
+          ...record,
+          name: `late-${index}`,
+          created: `200${age}`,
+        }));
+        const second = settle(claims, [...late, ...before], standing);
+        check(claims, second);
+        const contested = new Set(late.flatMap((record) => record.addresses.map(hostPrefix)));
+        const { owners, endpoints } = tunnel(second);
+        for (const [value, key] of standing.owners)
+          if (owners.get(value) !== key) {
+            // Only an address that is claimed twice leaves, for nobody.
+            expect([value, contested.has(value)]).toEqual([value, true]);
+            expect(owners.has(value)).toBe(false);
+          }
+        for (const key of new Set(standing.owners.values()))
+          if (standing.endpoints.has(key))
+            expect(endpoints.get(key)).toBe(standing.endpoints.get(key) as string);
+        // And it comes to rest: what is settled is settled the same again.
+        expect(tunnel(settle(claims, [...late, ...before], tunnel(second)))).toEqual(tunnel(second));
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+});
+
+test("5,000 nodes are settled in well under a second", () => {
+  const nodes = Array.from({ length: 5_000 }, (_, index) => {
+    const [high, low] = [index >> 8, index & 255];
+    const claims = [`10.${high}.${low}.0/24`, `fd00:1:${high.toString(16)}:${low.toString(16)}::/64`];
+    return node(`n${index}`, [...claims, `172.16.${high}.${low}`, `2001:db8::${index.toString(16)}`]);
+  });
+  const start = performance.now();
+  const settlement = settle(own({ podCidrs: ["10.200.0.0/24"] }), nodes, stands());
+  const took = performance.now() - start;
+  expect(settlement.refused.size).toBe(0);
+  expect(settlement.nodes.flatMap((settled) => settled.podCidrs).sort(compareAddresses)).toHaveLength(10_000);
+  expect(took).toBeLessThan(800);
+});
+
+test("one node that claims all pod CIDRs of 5,000 others costs as little", () => {
+  const cidrs = Array.from({ length: 5_000 }, (_, index) => `10.${index >> 8}.${index & 255}.0/24`);
+  const start = performance.now();
+  const nodes = [
+    ...cidrs.map((cidr, index) => node(`n${index}`, [cidr])),
+    node("zz", [...cidrs, "10.0.0.0/8"]),
+  ];
+  const settlement = settle(
+    own(),
+    nodes,
+    stands(Object.fromEntries(cidrs.map((cidr, index) => [cidr, `key of n${index}`]))),
+  );
+  expect(settlement.nodes.at(-1)?.podCidrs).toEqual([]);
+  expect(settlement.refused.get("zz")).toHaveLength(5_001);
+  expect(performance.now() - start).toBeLessThan(1_500);
+});
