@@ -12,8 +12,9 @@ export const serviceRanges = { ipv4: "10.96.0.0/16", ipv6: "fd00:10:96::/112" } 
 /** The service address of the API server. */
 export const apiServiceAddresses = { ipv4: "10.96.0.1", ipv6: "fd00:10:96::1" } as const;
 
-/** How a control plane on this machine is reached from elsewhere (the virtual machine: as 10.0.2.2). */
+/** How a control plane on this machine is reached from a virtual machine on it, or from here with another `host`. */
 export interface ControlPlaneAccess {
+  host: string;
   port: number;
   families: Families;
   ca: string;
@@ -49,7 +50,7 @@ export class ControlPlane implements AsyncDisposable {
   #server: Service | undefined;
 
   private constructor(underlay: Underlay, access: ControlPlaneAccess, startServer: () => Service, pki?: Pki) {
-    const { families, ca, cert, key, port } = access;
+    const { families, ca, cert, key } = access;
     this.families = families;
     this.underlay = underlay;
     this.ca = ca;
@@ -60,8 +61,8 @@ export class ControlPlane implements AsyncDisposable {
     const dir = `${underlay.dir}/admin`;
     mkdirSync(dir, { recursive: true });
     const files = { cert: `${dir}/admin.crt`, key: `${dir}/admin.key` };
-    const host = pki ? "127.0.0.1" : guestsHost;
-    this.api = new Api(`https://${host}:${port}`, { ca, cert, key });
+    const host = pki ? "127.0.0.1" : access.host;
+    this.api = new Api(`https://${host}:${access.port}`, { ca, cert, key });
     this.kubeconfig = `${dir}/kubeconfig`;
     writeFileSync(files.cert, cert);
     writeFileSync(files.key, key);
@@ -110,6 +111,7 @@ export class ControlPlane implements AsyncDisposable {
       await forward.exited;
     });
     const access = {
+      host: guestsHost,
       port: Number(await firstLine(forward.stdout)),
       families,
       ca: pki.ca,
@@ -137,7 +139,7 @@ export class ControlPlane implements AsyncDisposable {
     const forward = () =>
       underlay.router.start(
         "forward",
-        [tool("enter"), "forward", "::", "6443", String(process.pid), guestsHost, String(access.port)],
+        [tool("enter"), "forward", "::", "6443", String(process.pid), access.host, String(access.port)],
         `${underlay.dir}/log/forward.log`,
       );
     const controlPlane = new ControlPlane(underlay, access, forward);

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { ApiError } from "./api.ts";
 import { kubernetes, repository } from "./cache.ts";
 import { anythingClear } from "./capture.ts";
+import { ControlPlane } from "./controlplane.ts";
 import { Lab } from "./lab.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
 import type { Pod } from "./pod.ts";
@@ -230,6 +231,24 @@ test.each(["ipv4", "ipv6"] as const)("a control plane and an underlay with %s on
   const { stdout } =
     await node.$`${kubernetes("kubectl")} --kubeconfig ${node.agentEnv().KUBECONFIG!} get nodes -o name`;
   expect(stdout.trim()).toBe(`node/${node.name}`);
+});
+
+test("labs one after the other on one control plane, for other families too", async () => {
+  await using controlPlane = await ControlPlane.start();
+  const access = { ...controlPlane.access, host: "127.0.0.1" };
+  for (const families of ["dual", "ipv6"] as const) {
+    await using attached = await Lab.start({ agents: false, nodes: 2, families, controlPlane: access });
+    const node = attached.nodes[0]!;
+    expect(await node.podCIDRs()).toHaveLength(families === "dual" ? 2 : 1);
+    expect(await attached.controlPlane.api.nodes()).toHaveLength(2);
+    const names = () =>
+      node.$`${kubernetes("kubectl")} --kubeconfig ${node.agentEnv().KUBECONFIG!} get nodes -o name`;
+    expect((await names()).stdout.trim().split("\n")).toHaveLength(2);
+    await attached.controlPlane.stopServer();
+    expect(await names().nothrow()).toMatchObject({ exitCode: 1 });
+    await attached.controlPlane.startServer();
+    expect(await names()).toMatchObject({ exitCode: 0 });
+  }
 });
 
 test("a test process that is killed leaves nothing", async () => {

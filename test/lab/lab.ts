@@ -14,7 +14,8 @@
  *     expect(await capture.stop()).toEqual([]);
  *   }, 60_000);
  *
- * With LAB_CONTROL_PLANE (a file with ControlPlane.access as JSON) the control plane is one outside of this machine.
+ * With LAB_CONTROL_PLANE (a file with ControlPlane.access as JSON) the control plane is one outside of this machine,
+ * used by one lab after the other.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
@@ -25,6 +26,7 @@ import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
 import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
 import type { Host } from "./namespace.ts";
 import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
+import { until } from "./process.ts";
 import { type Families, pick, Underlay } from "./underlay.ts";
 
 type Family = "ipv4" | "ipv6";
@@ -46,6 +48,8 @@ export interface LabOptions {
   agents?: boolean;
   /** The agent's executable. Default dist/wigglenet. */
   binary?: string;
+  /** One that runs already and that no other lab uses meanwhile, see ControlPlane.access. Default: one of its own. */
+  controlPlane?: ControlPlaneAccess;
 }
 
 export interface Path {
@@ -80,10 +84,17 @@ export class Lab implements AsyncDisposable {
     const { nodes = 2, families = "dual", agents = true, env = {} } = options;
     const binary = options.binary ?? `${repository}/dist/wigglenet`;
     if (agents && !existsSync(binary)) throw new Error(`no ${binary}: run \`npm run build\` first`);
+    const access = options.controlPlane ?? outsideAccess();
     const underlay = parts.use(await Underlay.start(options.underlay));
     const wireguard = options.wireguard ?? ((await kernelHasWireguard(underlay)) ? "kernel" : "service");
-    const started = startControlPlane(families, underlay);
-    const lab = parts.use(new Lab({ underlay, wireguard, binary, env }, options, started));
+    const started = startControlPlane(families, underlay, access);
+    const lab = parts.use(
+      new Lab(
+        { underlay, wireguard, binary, env },
+        { ...options, ...(access && { controlPlane: access }) },
+        started,
+      ),
+    );
     const specs = typeof nodes === "number" ? Array.from({ length: nodes }, () => ({})) : nodes;
     for (const spec of specs) lab.#make(spec);
     const [controlPlane] = await Promise.all([started, ...lab.nodes.map((node) => node.boot())]);
@@ -139,6 +150,21 @@ export class Lab implements AsyncDisposable {
     });
   }
 
+  /**
+   * One packet between each two nodes, of which one has a pod. When both ends of a peer send their first handshake in
+   * the same instant, each drops its own for the other's, and WireGuard tries again only after 5 s: a test that sends
+   * from everywhere at once would meet that, and not the overlay.
+   */
+  async shakeHands(): Promise<void> {
+    const hosts = this.nodes.map((node): Host => [...node.pods.values()][0] ?? node);
+    for (const [index, from] of hosts.entries())
+      for (const to of hosts.slice(index + 1))
+        await until(
+          `${from.name} and ${to.name} to shake hands`,
+          async () => (await this.reach(from, to, { timeout: 6000 })).ok,
+        );
+  }
+
   /** A steady stream of numbered packets there and back, 50 a second. It flows when this returns. */
   async probe(from: Host, to: Host, options: ProbeOptions = {}): Promise<Stream> {
     const address = addressOf(to, options.family ?? familiesOf(from, to)[0]);
@@ -180,10 +206,9 @@ export class Lab implements AsyncDisposable {
     const index = ++this.#lastIndex;
     const both = { ipv4: `172.30.0.${10 + index}`, ipv6: `fd30::${10 + index}` };
     // A control plane elsewhere may allocate for other families than this lab's.
-    const own = outsideAccess && outsideAccess.families !== (this.#options.families ?? "dual");
-    const podCIDRs = own
-      ? Object.values(pick(this.#options.families ?? "dual", podCIDRsOf(index)))
-      : undefined;
+    const { controlPlane, families = "dual" } = this.#options;
+    const own = controlPlane && controlPlane.families !== families;
+    const podCIDRs = own ? Object.values(pick(families, podCIDRsOf(index))) : undefined;
     const options = { ...(podCIDRs && { podCIDRs }), ...this.#options.node, ...spec };
     const addresses = pick(this.#options.underlay ?? "dual", both);
     const node = new LightNode(spec.name ?? `n${index}`, addresses, this.#ground, options);
@@ -215,17 +240,22 @@ const podCIDRsOf = (index: number) => ({
   ipv6: `fd00:10:244:${100 + index}::/64`,
 });
 
-const outsideAccess = process.env.LAB_CONTROL_PLANE
-  ? (JSON.parse(readFileSync(process.env.LAB_CONTROL_PLANE, "utf8")) as ControlPlaneAccess)
-  : undefined;
+function outsideAccess(): ControlPlaneAccess | undefined {
+  const file = process.env.LAB_CONTROL_PLANE;
+  return file ? (JSON.parse(readFileSync(file, "utf8")) as ControlPlaneAccess) : undefined;
+}
 
 /** A control plane with the agent's service account and rights, as the manifest grants them. */
-async function startControlPlane(families: Families, underlay: Underlay): Promise<ControlPlane> {
-  const controlPlane = outsideAccess
-    ? await ControlPlane.attach(outsideAccess, underlay)
+async function startControlPlane(
+  families: Families,
+  underlay: Underlay,
+  access: ControlPlaneAccess | undefined,
+): Promise<ControlPlane> {
+  const controlPlane = access
+    ? await ControlPlane.attach(access, underlay)
     : await ControlPlane.start({ families, underlay });
   // Of an earlier lab that used the same control plane.
-  const stale = outsideAccess ? await controlPlane.api.nodes() : [];
+  const stale = access ? await controlPlane.api.nodes() : [];
   await Promise.all(stale.map(({ metadata }) => controlPlane.api.remove(`/api/v1/nodes/${metadata.name}`)));
   const manifest = readFileSync(`${repository}/deploy/manifest.yaml`, "utf8");
   const objects = parseAllDocuments(manifest).map((document) => document.toJS() as ApiObject | null);
