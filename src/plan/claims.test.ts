@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { compareAddresses, families, hostPrefix, overlaps } from "./address.ts";
 import { type OwnClaims, type Standing, settle } from "./claims.ts";
-import { annotation, fromAnnotations, fromNode, type NodeRecord, saysAll } from "./node.ts";
+import { annotation, fromAnnotations, fromNode, type NodeRecord } from "./node.ts";
 
 /** A node with what it claims; the key is its name's, and the older a node the earlier in the alphabet. */
 function node(name: string, claims: string[] = [], tweak: Partial<NodeRecord> = {}): NodeRecord {
@@ -258,15 +258,14 @@ describe("properties", () => {
   );
   const publicKey = small.map((n) => Buffer.alloc(32, n).toString("base64"));
   const junk = fc.oneof(
-    fc.string(),
-    fc.json(),
-    fc.constantFrom("null", "[null]", "{}", "", "[[]]", `{"length":9}`, `["10.1.0.0/24",{}]`),
+    fc.string({ maxLength: 8 }),
+    fc.constantFrom("null", "[null]", "{}", "", "[[]]", "7", `{"length":9}`, `["10.1.0.0/24",{}]`, "[", '"'),
   );
   const rarely = <T>(value: fc.Arbitrary<T>, other: fc.Arbitrary<T>) =>
     fc.oneof({ weight: 5, arbitrary: value }, { weight: 1, arbitrary: other });
   const listOf = (entry: fc.Arbitrary<string>) =>
     rarely(
-      fc.array(entry, { maxLength: 4 }).map((list) => JSON.stringify(list)),
+      fc.array(entry, { maxLength: 3 }).map((list) => JSON.stringify(list)),
       junk,
     );
   const annotations = fc.record(
@@ -277,20 +276,21 @@ describe("properties", () => {
     },
     { requiredKeys: [] },
   );
-  const cluster = fc
-    .array(fc.tuple(annotations, small, fc.array(prefix, { maxLength: 2 })), { maxLength: 6 })
-    .map((list) =>
-      list.map(([given, age, podCIDRs], index) => {
-        const metadata = {
-          name: `node-${index}`,
-          creationTimestamp: `2024-01-01T00:00:0${age}Z`,
-          annotations: given as Record<string, string>,
-        };
-        return saysAll(metadata.annotations)
-          ? fromAnnotations({ metadata })
-          : fromNode({ metadata, spec: { podCIDRs } });
-      }),
-    );
+  const cluster = fc.array(fc.tuple(annotations, small, fc.boolean()), { maxLength: 5 }).map((list) =>
+    list.map(([given, age, ofOurKind], index) => {
+      const metadata = {
+        name: `node-${index}`,
+        creationTimestamp: `2024-01-01T00:00:0${age}Z`,
+        annotations: {
+          ...(given as Record<string, string>),
+          [annotation.agent]: `{"version":"1.0.0","nodeIps":"","tunnelled":${age}}`,
+        },
+      };
+      return ofOurKind
+        ? fromAnnotations({ metadata })
+        : fromNode({ metadata, spec: { podCIDR: `10.1.${age}.0/24` } });
+    }),
+  );
   const ownClaims = fc.record({
     name: fc.constant("own"),
     publicKey,
@@ -345,7 +345,7 @@ describe("properties", () => {
       }),
       { numRuns: 10_000 },
     );
-  });
+  }, 60_000);
 
   test("whatever others write, what stands in the tunnel of a node that has not changed stays there", () => {
     const newcomers = fc.tuple(cluster, fc.integer({ min: 0, max: 9 }));
@@ -377,8 +377,16 @@ describe("properties", () => {
       }),
       { numRuns: 2_000 },
     );
-  });
+  }, 60_000);
 });
+
+/** Milliseconds of processor time: how busy the machine is does not matter. */
+function timeOf(work: () => void): number {
+  const before = process.cpuUsage();
+  work();
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1_000;
+}
 
 test("5,000 nodes are settled in well under a second", () => {
   const nodes = Array.from({ length: 5_000 }, (_, index) => {
@@ -386,27 +394,27 @@ test("5,000 nodes are settled in well under a second", () => {
     const claims = [`10.${high}.${low}.0/24`, `fd00:1:${high.toString(16)}:${low.toString(16)}::/64`];
     return node(`n${index}`, [...claims, `172.16.${high}.${low}`, `2001:db8::${index.toString(16)}`]);
   });
-  const start = performance.now();
-  const settlement = settle(own({ podCidrs: ["10.200.0.0/24"] }), nodes, stands());
-  const took = performance.now() - start;
+  let settlement = settle(own(), [], stands());
+  const took = timeOf(() => {
+    settlement = settle(own({ podCidrs: ["10.200.0.0/24"] }), nodes, stands());
+  });
   expect(settlement.refused.size).toBe(0);
   expect(settlement.nodes.flatMap((settled) => settled.podCidrs).sort(compareAddresses)).toHaveLength(10_000);
-  expect(took).toBeLessThan(800);
+  expect(took).toBeLessThan(900);
 });
 
 test("one node that claims all pod CIDRs of 5,000 others costs as little", () => {
   const cidrs = Array.from({ length: 5_000 }, (_, index) => `10.${index >> 8}.${index & 255}.0/24`);
-  const start = performance.now();
   const nodes = [
     ...cidrs.map((cidr, index) => node(`n${index}`, [cidr])),
     node("zz", [...cidrs, "10.0.0.0/8"]),
   ];
-  const settlement = settle(
-    own(),
-    nodes,
-    stands(Object.fromEntries(cidrs.map((cidr, index) => [cidr, `key of n${index}`]))),
-  );
+  const standing = stands(Object.fromEntries(cidrs.map((cidr, index) => [cidr, `key of n${index}`])));
+  let settlement = settle(own(), [], standing);
+  const took = timeOf(() => {
+    settlement = settle(own(), nodes, standing);
+  });
   expect(settlement.nodes.at(-1)?.podCidrs).toEqual([]);
   expect(settlement.refused.get("zz")).toHaveLength(5_001);
-  expect(performance.now() - start).toBeLessThan(1_500);
+  expect(took).toBeLessThan(900);
 });
