@@ -1,0 +1,230 @@
+import { describe, expect, test } from "bun:test";
+import { compileExpression } from "./expression.ts";
+import type { NodeObject } from "./node.ts";
+import {
+  type NodeLink,
+  nodeAddresses,
+  nodeLinks,
+  type OwnSettings,
+  ownPodRanges,
+  underlayMtu,
+} from "./own.ts";
+
+type Address = NodeLink["addresses"][number];
+
+/** An address as in `192.0.2.5/24`; marks after it: `t` temporary or deprecated, `l` link-local. */
+function address(text: string): Address {
+  const [cidr = "", marks = ""] = text.split(" ");
+  const [ip = "", length] = cidr.split("/");
+  return { address: ip, length: Number(length), lasting: !marks.includes("t"), global: !marks.includes("l") };
+}
+
+function link(name: string, ...addresses: string[]): NodeLink {
+  return { name, mtu: 1500, addresses: addresses.map(address) };
+}
+
+const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");
+const eth1 = link("eth1", "10.3.0.7/16", "fd00:3::7/64");
+const links = [
+  link("lo", "127.0.0.1/8"),
+  eth0,
+  eth1,
+  link("wigglenet", "10.1.7.1/32"),
+  link("veth0a1b2c3d", "10.1.7.1/32"),
+];
+
+function node(...addresses: [type: string, address: string][]): NodeObject {
+  return {
+    metadata: { name: "node-7", labels: { index: "7" } },
+    spec: { podCIDRs: ["10.1.7.0/24", "fd00:1:0:7::/64"] },
+    status: { addresses: addresses.map(([type, address]) => ({ type, address })) },
+  };
+}
+
+function settings(tweak: Partial<OwnSettings> = {}): OwnSettings {
+  return {
+    linkName: "wigglenet",
+    nodeIpInterfaces: [],
+    podCidrSource: { ipv4: "spec", ipv6: "spec" },
+    podCidrExpression: undefined,
+    podCidrFile: undefined,
+    ...tweak,
+  };
+}
+
+test("the tunnel, loopback and pods' links are not the node's own", () => {
+  const own = nodeLinks([...links, link("veth1"), link("vethWEB"), link("docker0")], "wigglenet");
+  expect(own.map(({ name }) => name)).toEqual(["eth0", "eth1", "veth1", "vethWEB", "docker0"]);
+});
+
+describe("addresses", () => {
+  test.each<[title: string, NodeObject, Partial<OwnSettings>, addresses: string[], endpoints: string[]]>([
+    ["an InternalIP", node(["InternalIP", "192.0.2.5"]), {}, ["192.0.2.5"], ["192.0.2.5"]],
+    [
+      "both families, in the Node's order",
+      node(["InternalIP", "2001:db8:1::5"], ["InternalIP", "192.0.2.5"]),
+      {},
+      ["2001:db8:1::5", "192.0.2.5"],
+      ["2001:db8:1::5", "192.0.2.5"],
+    ],
+    ["an InternalIP that no link has", node(["InternalIP", "198.51.100.5"]), {}, [], ["198.51.100.5"]],
+    ["a temporary InternalIP", node(["InternalIP", "2001:db8:1::abcd"]), {}, [], ["2001:db8:1::abcd"]],
+    [
+      // 1:1 NAT, or a cloud that lists the public address: traffic to it must not enter the tunnel.
+      "an ExternalIP, even on a link",
+      node(["ExternalIP", "192.0.2.5"], ["InternalIP", "10.3.0.7"]),
+      {},
+      ["10.3.0.7"],
+      ["10.3.0.7", "192.0.2.5"],
+    ],
+    [
+      "those of NODE_IP_INTERFACES, after the InternalIPs, without temporary and link-local ones",
+      node(["InternalIP", "10.3.0.7"]),
+      { nodeIpInterfaces: ["eth0", "eth1", "eth9"] },
+      ["10.3.0.7", "192.0.2.5", "2001:db8:1::5", "fd00:3::7"],
+      ["10.3.0.7", "192.0.2.5", "2001:db8:1::5", "fd00:3::7"],
+    ],
+    [
+      "an ExternalIP on an interface of NODE_IP_INTERFACES",
+      node(["ExternalIP", "192.0.2.5"]),
+      { nodeIpInterfaces: ["eth0"] },
+      ["2001:db8:1::5"],
+      ["2001:db8:1::5", "192.0.2.5"],
+    ],
+    ["the tunnel as NODE_IP_INTERFACES", node(), { nodeIpInterfaces: ["wigglenet"] }, [], []],
+    ["an address of a pod's link", node(["InternalIP", "10.1.7.1"]), {}, [], ["10.1.7.1"]],
+    ["none at all", node(), {}, [], []],
+  ])("%s", (_, given, tweak, addresses, endpoints) => {
+    expect(nodeAddresses(given, links, settings(tweak))).toEqual({ addresses, endpoints });
+  });
+});
+
+describe("MTU of the underlay", () => {
+  const at = (name: string, mtu: number, ...list: string[]) => ({ ...link(name, ...list), mtu });
+  test.each<[title: string, links: NodeLink[], endpoints: string[], mtu: number]>([
+    [
+      "of the link with the address",
+      [at("eth0", 1450, "192.0.2.5/24"), at("eth1", 1400, "10.3.0.7/16")],
+      ["192.0.2.5"],
+      1450,
+    ],
+    [
+      "the smallest of several",
+      [at("eth0", 9000, "192.0.2.5/24"), at("eth1", 1400, "10.3.0.7/16")],
+      ["192.0.2.5", "10.3.0.7"],
+      1400,
+    ],
+    [
+      "behind 1:1 NAT: of all with a global address",
+      [at("eth0", 1460, "10.3.0.7/16"), at("eth1", 1280, "fe80::1/64 l")],
+      ["203.0.113.5"],
+      1460,
+    ],
+    [
+      "the tunnel's own does not count",
+      [at("eth0", 1500, "192.0.2.5/24"), at("wigglenet", 1420, "192.0.2.5/32")],
+      ["192.0.2.5"],
+      1500,
+    ],
+    [
+      "a pod's does not count",
+      [at("eth0", 1500, "192.0.2.5/24"), at("veth01234567", 1420, "10.1.7.1/32")],
+      [],
+      1500,
+    ],
+    ["nothing known", [], [], 1500],
+  ])("%s", (_, given, endpoints, mtu) => {
+    expect(underlayMtu(given, { addresses: [], endpoints }, "wigglenet")).toBe(mtu);
+  });
+});
+
+describe("own pod CIDRs", () => {
+  const subnets = (tweak: Partial<OwnSettings>, given = node()) =>
+    ownPodRanges(given, links, settings(tweak)).map((range) => range.subnet);
+  const file = (content: string | undefined, ipv4: "file" | "none" = "file"): Partial<OwnSettings> => ({
+    podCidrSource: { ipv4, ipv6: "file" },
+    podCidrFile: { path: "/etc/pod-cidrs", content },
+  });
+  const expression = (source: string): Partial<OwnSettings> => ({
+    podCidrSource: { ipv4: "expression", ipv6: "expression" },
+    podCidrExpression: compileExpression(source),
+  });
+
+  test.each<[title: string, Partial<OwnSettings>, expected: string[]]>([
+    ["of the spec", {}, ["10.1.7.0/24", "fd00:1:0:7::/64"]],
+    ["of one family", { podCidrSource: { ipv4: "none", ipv6: "spec" } }, ["fd00:1:0:7::/64"]],
+    ["of none (FIREWALL_ONLY)", { podCidrSource: { ipv4: "none", ipv6: "none" } }, []],
+    ["of a file", file("10.9.0.0/24\nfd00:9::/64\n"), ["10.9.0.0/24", "fd00:9::/64"]],
+    [
+      "with comments, blank lines, CRLF, host bits",
+      file("# ours\r\n\r\n 10.9.0.7/24 # v4\r\nfd00:9::/64"),
+      ["10.9.0.0/24", "fd00:9::/64"],
+    ],
+    ["of the wanted family only", file("10.9.0.0/24\nfd00:9::/64\n", "none"), ["fd00:9::/64"]],
+    ["the same one twice", file("10.9.0.0/24\n10.9.0.1/24\nfd00:9::/64\n"), ["10.9.0.0/24", "fd00:9::/64"]],
+    [
+      "of an expression, from an interface's prefix and a label",
+      expression(
+        `[interfaces["eth0"].filter(p, p.prefixLength() == 64)[0].subnet(80, 1), cidr("10.9.0.0/16").subnet(24, int(node.labels["index"]))]`,
+      ),
+      ["10.9.7.0/24", "2001:db8:1:0:1::/80"],
+    ],
+    [
+      "of spec and file",
+      { ...file("fd00:9::/64"), podCidrSource: { ipv4: "spec", ipv6: "file" } },
+      ["10.1.7.0/24", "fd00:9::/64"],
+    ],
+  ])("%s", (_, tweak, expected) => {
+    expect(subnets(tweak)).toEqual(expected);
+  });
+
+  test("none in the spec yet", () => {
+    expect(subnets({}, { metadata: { name: "node-7" } })).toEqual([]);
+  });
+
+  test("the whole on-link /64: the node's addresses in it are left out, temporary ones too", () => {
+    const [range] = ownPodRanges(node(), links, settings(file("2001:db8:1::/64", "none")));
+    expect(range).toEqual({
+      subnet: "2001:db8:1::/64",
+      gateway: "2001:db8:1::1",
+      stretches: [
+        ["2001:db8:1::1", "2001:db8:1::4"],
+        ["2001:db8:1::6", "2001:db8:1::abcc"],
+        ["2001:db8:1::abce", "2001:db8:1:0:ffff:ffff:ffff:ffff"],
+      ],
+    });
+  });
+
+  test("the gateway on the tunnel's link and on pods' links is no address to leave out", () => {
+    expect(ownPodRanges(node(), links, settings())[0]?.gateway).toBe("10.1.7.1");
+  });
+
+  test.each<[title: string, Partial<OwnSettings>, says: string]>([
+    ["no file", file(undefined), "pod CIDR file /etc/pod-cidrs is not there: write it, one prefix a line"],
+    [
+      "not a prefix",
+      file("10.9.0.0/24\n10.9.0/24"),
+      `pod CIDR file /etc/pod-cidrs, line 2: "10.9.0/24" is not a prefix such as`,
+    ],
+    [
+      "a family without any",
+      file("fd00:9::/64"),
+      "POD_CIDR_SOURCE_IPV4=file gave no prefix of this family, but fd00:9::/64: correct it, or set the source to none",
+    ],
+    ["an empty file", file(""), "POD_CIDR_SOURCE_IPV4=file gave no prefix of this family, but nothing"],
+    [
+      "link-local",
+      file("fe80::/64", "none"),
+      "pod CIDR fe80::/64 is not of unicast addresses that pods can have",
+    ],
+    ["everything", file("::/0", "none"), "pod CIDR ::/0 is not of unicast addresses that pods can have"],
+    [
+      "no room",
+      file("192.0.2.4/30\nfd00:9::/64"),
+      "pod CIDR 192.0.2.4/30 has no room for a gateway and a pod besides the node's own 192.0.2.5",
+    ],
+    ["an expression that fails", expression(`interfaces["eth9"]`), "eth9"],
+  ])("stops: %s", (_, tweak, says) => {
+    expect(() => subnets(tweak)).toThrow(says);
+  });
+});
