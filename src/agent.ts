@@ -7,7 +7,7 @@ import { type Hands, Host } from "./apply.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
-import { forwardingOff, type KeyPair, readIfThere } from "./host/files.ts";
+import { forwardingOff, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
@@ -15,7 +15,7 @@ import { standing, type Tunnel } from "./host/wireguard.ts";
 import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
-import { nodeAddresses, type OwnSettings, ownPodRanges, underlayMtu } from "./plan/own.ts";
+import { nodeAddresses, nodeLinks, type OwnSettings, ownPodRanges, underlayMtu } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
@@ -40,6 +40,8 @@ export class Agent {
   #expected: Expectation | undefined;
   #reported = new Map<string, string>();
   #synced = false;
+  /** Of the node's own links, at the last look. */
+  #addresses: ReadonlySet<string> = new Set();
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -48,17 +50,18 @@ export class Agent {
     config: Config;
     nodes: ClusterNodes;
     hands: Hands;
-    keys: KeyPair | undefined;
+    /** Of the tunnel; null if there is none. */
+    publicKey: string | null;
     version: string;
     /** Addresses that no node may claim. */
     reserved: string[];
     log: Logger;
   }) {
-    const { config, hands, keys, log } = options;
+    const { config, hands, publicKey, log } = options;
     this.#config = config;
     this.#nodes = options.nodes;
-    this.#host = new Host({ config, hands, keys, log });
-    this.#publicKey = keys?.publicKey ?? null;
+    this.#host = new Host({ config, hands, publicKey, log });
+    this.#publicKey = publicKey;
     this.#version = options.version;
     this.#reserved = options.reserved;
     this.#log = log;
@@ -125,6 +128,7 @@ export class Agent {
 
     const links = await host.attempt("links", () => host.links());
     if (links === undefined) return;
+    this.#followAddresses(links);
     const settings = await this.#ownSettings();
     const podRanges = await this.#ownPodRanges(node, links, settings);
     if (podRanges === undefined) return;
@@ -170,6 +174,15 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired.routes);
     await host.apply(desired, tunnel);
     if (!this.#synced) await this.#checkForwarding();
+  }
+
+  /** Connections to the API server die silently with the address that they come from. */
+  #followAddresses(links: readonly Link[]): void {
+    const present = new Set(
+      nodeLinks(links, this.#config.linkName).flatMap((link) => link.addresses.map((entry) => entry.address)),
+    );
+    if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
+    this.#addresses = present;
   }
 
   async #ownSettings(): Promise<OwnSettings> {

@@ -4,7 +4,7 @@
  */
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
-import { diffCni, diffSysctls, type KeyPair, observeCni } from "./host/files.ts";
+import { diffCni, diffSysctls, observeCni } from "./host/files.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import {
   diffRuleset,
@@ -30,7 +30,7 @@ export interface Hands {
 export class Host {
   readonly #config: Config;
   readonly #hands: Hands;
-  readonly #keys: KeyPair | undefined;
+  readonly #publicKey: string | null;
   readonly #log: Logger;
 
   // Undefined: to be observed.
@@ -45,10 +45,10 @@ export class Host {
   /** Why the pass that is under way is made, for the log. */
   why = "start";
 
-  constructor(options: { config: Config; hands: Hands; keys: KeyPair | undefined; log: Logger }) {
+  constructor(options: { config: Config; hands: Hands; publicKey: string | null; log: Logger }) {
     this.#config = options.config;
     this.#hands = options.hands;
-    this.#keys = options.keys;
+    this.#publicKey = options.publicKey;
     this.#log = options.log;
   }
 
@@ -92,16 +92,16 @@ export class Host {
       this.#links = undefined;
       if (this.#hands.paper) {
         this.#links = [...links, { name: linkName, kind: "wireguard", mtu: 0, up: false, addresses: [] }];
-        this.#tunnel = { privateKey: undefined, port: 0, peers: new Map() };
+        this.#tunnel = { publicKey: undefined, port: 0, peers: new Map() };
       }
     }
     const tunnel = this.#tunnel ?? (await observeTunnel(linkName));
-    const privateKey = this.#keys?.privateKey ?? "";
+    const publicKey = this.#publicKey ?? "";
     await this.perform(
       "WireGuard key and port",
-      diffIdentity(linkName, { privateKey, path: privateKeyPath, port }, tunnel),
+      diffIdentity(linkName, { publicKey, privateKeyPath, port }, tunnel),
     );
-    this.#tunnel = { ...tunnel, privateKey, port };
+    this.#tunnel = { ...tunnel, publicKey, port };
     return this.#tunnel;
   }
 

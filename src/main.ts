@@ -8,7 +8,7 @@ import type { Hands } from "./apply.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
-import { ensurePrivateKey, type KeyPair, observeKeyPair } from "./host/files.ts";
+import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { monitor } from "./host/monitor.ts";
 import { perform, printStep } from "./host/run.ts";
@@ -47,10 +47,11 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
       log.info({ signal }, "stopping; the data path stays");
       stop.abort();
     });
-  const keys = needsKeys(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
-  if (keys?.created)
-    log.info({ path: config.privateKeyPath, publicKey: keys.publicKey }, "private key created");
-  const { agent, nodes } = assemble(config, log, keys, (nodes) => ({
+  const client = new ApiClient(config.kubeconfig);
+  const key = hasTunnel(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
+  if (key?.created)
+    log.info({ path: config.privateKeyPath, publicKey: key.publicKey }, "private key created");
+  const { agent, nodes } = assemble(config, log, client, key?.publicKey ?? null, (nodes) => ({
     paper: false,
     perform,
     createLink: (name, mode) => createLink(name, mode, log),
@@ -69,12 +70,14 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
 
 /** Prints what a first pass would do, in order, and changes nothing. */
 async function dryRun(config: Config, log: Logger): Promise<void> {
-  const keys = needsKeys(config) ? await observeKeyPair(config.privateKeyPath) : undefined;
-  if (needsKeys(config) && keys === undefined)
+  const client = new ApiClient(config.kubeconfig);
+  let publicKey = hasTunnel(config) ? await observePublicKey(config.privateKeyPath) : null;
+  if (publicKey === undefined) {
     console.log(`wg genkey | install -D -m 0600 /dev/stdin ${config.privateKeyPath}`);
+    publicKey = "the public key of the private key that is made first";
+  }
   const stop = new AbortController();
-  const known = keys ?? { privateKey: "", publicKey: "the public key of the private key that is made first" };
-  const { agent, nodes } = assemble(config, log, needsKeys(config) ? known : undefined, () => ({
+  const { agent, nodes } = assemble(config, log, client, publicKey, () => ({
     paper: true,
     perform: async (steps) => {
       for (const step of steps) console.log(printStep(step));
@@ -106,10 +109,10 @@ async function dryRun(config: Config, log: Logger): Promise<void> {
 function assemble(
   config: Config,
   log: Logger,
-  keys: KeyPair | undefined,
+  client: ApiClient,
+  publicKey: string | null,
   handsFor: (nodes: ClusterNodes) => Hands,
 ) {
-  const client = new ApiClient(config.kubeconfig);
   // Set below, before anything is followed.
   let agent: Agent;
   const nodes = new ClusterNodes({
@@ -120,11 +123,11 @@ function assemble(
   });
   const host = new URL(client.server).hostname.replace(/^\[|\]$/g, "");
   const reserved = isIP(host) ? [host] : [];
-  agent = new Agent({ config, nodes, hands: handsFor(nodes), keys, version, reserved, log });
+  agent = new Agent({ config, nodes, hands: handsFor(nodes), publicKey, version, reserved, log });
   return { agent, nodes };
 }
 
-function needsKeys(config: Config): boolean {
+function hasTunnel(config: Config): boolean {
   return !config.firewallOnly && Object.values(config.nativeRouting).includes(false);
 }
 

@@ -29,6 +29,7 @@ const requestTimeout = 30_000;
 export class ApiClient {
   readonly server: string;
   readonly #kubeConfig = new KubeConfig();
+  #connections = new AbortController();
 
   /** @param path a kubeconfig file, or undefined for the in-cluster service account. Throws an Error that names the remedy. */
   constructor(path: string | undefined) {
@@ -38,6 +39,12 @@ export class ApiClient {
     const cluster = this.#kubeConfig.getCurrentCluster();
     if (!cluster) throw new Error(`kubeconfig ${path}: its current-context names no cluster that it has`);
     this.server = cluster.server.replace(/\/$/, "");
+  }
+
+  /** Ends all connections: those from an address that the node has no more would hang until somebody gives up. */
+  reconnect(): void {
+    this.#connections.abort(new Error("an address of the node is gone"));
+    this.#connections = new AbortController();
   }
 
   /** Starts a request and gives the response as soon as its status is known; throws `ApiError` for any but 2xx. */
@@ -54,7 +61,9 @@ export class ApiClient {
       method: request.method ?? "GET",
       headers,
       ...(request.body === undefined ? {} : { body: request.body }),
-      ...(request.signal ? { signal: request.signal } : {}),
+      signal: AbortSignal.any([this.#connections.signal, ...(request.signal ? [request.signal] : [])]),
+      // A few requests an hour are not worth a pool, whose connections may be dead when they are needed.
+      keepalive: false,
       tls: {
         ...(options.ca ? { ca: options.ca as Buffer } : {}),
         ...(options.cert ? { cert: options.cert as Buffer } : {}),

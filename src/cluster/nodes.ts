@@ -72,6 +72,11 @@ export class ClusterNodes {
     if (this.#listed) this.#settle(signal);
   }
 
+  /** The node's addresses changed: follows on by new connections, from where it was. */
+  reconnect(): void {
+    this.#client.reconnect();
+  }
+
   /** Patches the own Node's annotations; null takes one away. */
   async annotate(annotations: Record<string, string | null>): Promise<void> {
     await this.#client.json({

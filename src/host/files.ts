@@ -5,13 +5,8 @@ import { basename, dirname, join } from "node:path";
 import { parseKey } from "../plan/node.ts";
 import { createExclusively, type Step } from "./run.ts";
 
-export interface KeyPair {
-  privateKey: string;
-  publicKey: string;
-}
-
-/** The node's key pair, or undefined if there is no file; throws if the file holds no key. */
-export async function observeKeyPair(path: string): Promise<KeyPair | undefined> {
+/** The public key of the node's private key, or undefined if there is no file; throws if the file holds no key. */
+export async function observePublicKey(path: string): Promise<string | undefined> {
   const present = await readIfThere(path);
   if (present === undefined) return undefined;
   const privateKey = parseKey(present);
@@ -19,21 +14,21 @@ export async function observeKeyPair(path: string): Promise<KeyPair | undefined>
     throw new Error(
       `private key ${path} is not base64 of 32 bytes: put the right key there, or remove the file to have a new key made`,
     );
-  return { privateKey, publicKey: publicKeyOf(privateKey) };
+  return publicKeyOf(privateKey);
 }
 
-/** Reads the node's private key; creates it if there is none. What is there is never overwritten. */
-export async function ensurePrivateKey(path: string): Promise<KeyPair & { created: boolean }> {
-  const present = await observeKeyPair(path);
+/** Makes a private key if there is none. What is there is never overwritten. */
+export async function ensurePrivateKey(path: string): Promise<{ publicKey: string; created: boolean }> {
+  const present = await observePublicKey(path);
   if (present !== undefined) {
     if (((await stat(path)).mode & 0o077) !== 0) await chmod(path, 0o600);
-    return { ...present, created: false };
+    return { publicKey: present, created: false };
   }
   const jwk = generateKeyPairSync("x25519").privateKey.export({ format: "jwk" });
   const privateKey = Buffer.from(jwk.d as string, "base64url").toString("base64");
   await mkdir(dirname(path), { recursive: true, mode: 0o700 });
   await createExclusively(path, `${privateKey}\n`, 0o600);
-  return { privateKey, publicKey: publicKeyOf(privateKey), created: true };
+  return { publicKey: publicKeyOf(privateKey), created: true };
 }
 
 // PKCS#8 around a raw X25519 key (RFC 8410).

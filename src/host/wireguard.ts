@@ -13,7 +13,8 @@ export interface ObservedPeer {
 }
 
 export interface Tunnel {
-  privateKey: string | undefined;
+  /** Not the private one: the kernel shows that clamped, which a file need not be. */
+  publicKey: string | undefined;
   port: number;
   peers: Map<string, ObservedPeer>;
 }
@@ -31,7 +32,7 @@ export function parseTunnel(output: string): Tunnel {
   const value = (field: string | undefined) =>
     field === undefined || field === "(none)" || field === "" ? undefined : field;
   return {
-    privateKey: value(own[0]),
+    publicKey: value(own[1]),
     port: Number(own[2]),
     peers: new Map(
       peers.map(([publicKey = "", , endpoint, allowedIps, latestHandshake]) => [
@@ -67,11 +68,11 @@ export function standing(tunnel: Tunnel): Standing {
 /** The own key and port, where they differ. */
 export function diffIdentity(
   link: string,
-  own: { privateKey: string; path: string; port: number },
+  own: { publicKey: string; privateKeyPath: string; port: number },
   tunnel: Tunnel,
 ): Command[] {
   const settings = [
-    ...(tunnel.privateKey === own.privateKey ? [] : ["private-key", own.path]),
+    ...(tunnel.publicKey === own.publicKey ? [] : ["private-key", own.privateKeyPath]),
     ...(tunnel.port === own.port ? [] : ["listen-port", String(own.port)]),
   ];
   return settings.length > 0 ? [command`wg set ${link} ${settings}`] : [];
