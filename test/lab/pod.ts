@@ -1,6 +1,5 @@
-/** A pod of a light node: a network namespace that libcni and the real plugins set up. */
+/** A pod without a kubelet: a network namespace that libcni and the real plugins set up. */
 import { kubernetes, tool } from "./cache.ts";
-import type { LightNode } from "./lightnode.ts";
 import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { Place } from "./place.ts";
 
@@ -16,19 +15,26 @@ export interface PodOptions {
   duplicateAddressDetection?: boolean;
 }
 
+/** What sets pods up: a light node, or a whole one beside its kubelet. */
+export interface PodNode {
+  readonly name: string;
+  readonly namespace: Namespace;
+  readonly pods: Map<string, Pod>;
+}
+
 interface CniResult {
   ips: { address: string; gateway?: string }[];
 }
 
 export class Pod extends Namespace implements Host {
-  readonly node: LightNode;
+  readonly node: PodNode;
   readonly addresses: Addresses;
   /** How long CNI's ADD took, ms. */
   readonly addedIn: number;
   readonly #cni: (verb: "add" | "del" | "check") => Promise<string>;
 
   private constructor(
-    node: LightNode,
+    node: PodNode,
     place: Place,
     addresses: Addresses,
     addedIn: number,
@@ -41,7 +47,7 @@ export class Pod extends Namespace implements Host {
     this.#cni = cni;
   }
 
-  static async add(node: LightNode, name: string, options: PodOptions): Promise<Pod> {
+  static async add(node: PodNode, name: string, options: PodOptions): Promise<Pod> {
     const { ports = [], network = "wigglenet", duplicateAddressDetection = false } = options;
     const argv = [tool("enter"), "run", String(node.namespace.pid), tool("enter"), "net", tool("place")];
     const place = await Place.start(`${node.name}/${name}`, argv, { forks: true });

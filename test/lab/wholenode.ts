@@ -7,6 +7,7 @@ import type { ControlPlane } from "./controlplane.ts";
 import { copyStore } from "./imagestore.ts";
 import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
+import type { Pod } from "./pod.ts";
 import { Service, until } from "./process.ts";
 import { containerdConfig, kubeletConfig, kubeProxyConfig } from "./wholenodeconfig.ts";
 
@@ -24,25 +25,20 @@ export class WholeNode implements Host, AsyncDisposable {
   readonly addresses: Addresses;
   /** What survives a power cut: overlays of /etc, /opt and /var, and the container runtime's state. */
   readonly disk: string;
+  /** Pods by cnitool, which kubelet knows nothing of. */
+  readonly pods = new Map<string, Pod>();
   readonly #controlPlane: ControlPlane;
+  readonly #options: WholeNodeOptions;
   readonly #cgroup: string;
   #running: { namespace: Namespace; boot: Service } | undefined;
 
-  private constructor(controlPlane: ControlPlane, options: WholeNodeOptions) {
+  constructor(controlPlane: ControlPlane, options: WholeNodeOptions) {
     this.name = options.name;
     this.addresses = options.addresses;
     this.disk = `${controlPlane.underlay.dir}/nodes/${options.name}`;
     this.#controlPlane = controlPlane;
+    this.#options = options;
     this.#cgroup = `${basename(controlPlane.underlay.dir)}/${options.name}`;
-  }
-
-  /** Returns when kubelet has been started; the Node appears, not ready, within a second or two. */
-  static async start(controlPlane: ControlPlane, options: WholeNodeOptions): Promise<WholeNode> {
-    const node = new WholeNode(controlPlane, options);
-    await node.#install(options.proxyMode ?? "nftables");
-    await copyStore(options.store, `${node.disk}/real/var/lib/containerd`);
-    await node.powerOn();
-    return node;
   }
 
   get #on(): { namespace: Namespace; boot: Service } {
@@ -50,25 +46,26 @@ export class WholeNode implements Host, AsyncDisposable {
     return this.#running;
   }
 
-  /** The node as a place where commands run: ``node.inside.$`ip route` ``. Another one after each boot. */
-  get inside(): Namespace {
+  /** The node as a place where commands run: ``node.$`ip route` ``. Another one after each boot. */
+  get namespace(): Namespace {
     return this.#on.namespace;
   }
 
   get place() {
-    return this.inside.place;
+    return this.namespace.place;
   }
 
   get $() {
-    return this.inside.$;
+    return this.namespace.$;
   }
 
-  get isOn(): boolean {
-    return this.#running !== undefined;
-  }
-
+  /**
+   * Boots, the first time from an empty disk. Returns when kubelet has been started; the Node appears, not ready, a
+   * second or two later.
+   */
   async powerOn(): Promise<void> {
     const { underlay } = this.#controlPlane;
+    if (!existsSync(this.disk)) await this.#install();
     const network = await Namespace.create(this.name);
     await underlay.attach(this.name, network, { addresses: this.addresses });
     await sweepCgroups(dirname(underlay.dir));
@@ -113,11 +110,12 @@ export class WholeNode implements Host, AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.isOn) await this.powerOff();
+    if (this.#running) await this.powerOff();
   }
 
-  async #install(proxyMode: "nftables" | "iptables"): Promise<void> {
+  async #install(): Promise<void> {
     const { pki } = this.#controlPlane;
+    const { store, proxyMode = "nftables" } = this.#options;
     const server = this.#controlPlane.server(this.addresses.ipv4 ? "ipv4" : "ipv6");
     const clients = {
       kubelet: `/O=system:nodes/CN=system:node:${this.name}`,
@@ -135,5 +133,6 @@ export class WholeNode implements Host, AsyncDisposable {
       `${config}/kube-proxy.yaml`,
       kubeProxyConfig(this.name, proxyMode, `${config}/kube-proxy.kubeconfig`),
     );
+    await copyStore(store, `${this.disk}/real/var/lib/containerd`);
   }
 }

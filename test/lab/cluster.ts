@@ -1,0 +1,162 @@
+/**
+ * A cluster of whole nodes, which are not ready until a network plugin is installed:
+ *
+ *   await using cluster = await Cluster.start({ nodes: 3 });
+ *   await cluster.kubectl`apply -f deploy/manifest.yaml`;
+ *   await cluster.ready();
+ */
+import type { ApiObject, Node } from "./api.ts";
+import { repository, tool } from "./cache.ts";
+import { ControlPlane } from "./controlplane.ts";
+import { agentImage } from "./image.ts";
+import { imageStore } from "./imagestore.ts";
+import { labImages } from "./labimages.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { Place } from "./place.ts";
+import { until } from "./process.ts";
+import { byFamily } from "./reachability.ts";
+import type { Underlay } from "./underlay.ts";
+import { WholeNode } from "./wholenode.ts";
+
+export interface ClusterOptions {
+  /** Default 3. */
+  nodes?: number;
+  /** kube-proxy's mode, node by node. Default "nftables". */
+  proxyModes?: ("nftables" | "iptables")[];
+  say?: (line: string) => void;
+}
+
+export class Cluster implements AsyncDisposable {
+  readonly controlPlane: ControlPlane;
+  readonly nodes: WholeNode[];
+  readonly #parts: AsyncDisposableStack;
+
+  private constructor(controlPlane: ControlPlane, nodes: WholeNode[], parts: AsyncDisposableStack) {
+    this.controlPlane = controlPlane;
+    this.nodes = nodes;
+    this.#parts = parts;
+  }
+
+  /** Returns when every kubelet has registered its Node. */
+  static async start(options: ClusterOptions = {}): Promise<Cluster> {
+    const { nodes: count = 3, proxyModes = [], say = () => {} } = options;
+    await using parts = new AsyncDisposableStack();
+    const images = async () => imageStore([...(await labImages()), await agentImage(say)]);
+    say("starting etcd, API server, controller manager and scheduler; laying out images");
+    const [controlPlane, store] = await Promise.all([ControlPlane.start({ wholeNodes: true }), images()]);
+    parts.use(controlPlane);
+    say(`booting ${count} nodes: containerd, kubelet, kube-proxy`);
+    const nodes = Array.from({ length: count }, (_, index) => {
+      const addresses = { ipv4: `172.30.0.${11 + index}`, ipv6: `fd30::${11 + index}` };
+      const proxyMode = proxyModes[index] ?? "nftables";
+      return new WholeNode(controlPlane, { name: `n${index + 1}`, addresses, store, proxyMode });
+    });
+    parts.defer(async () => void (await Promise.all(nodes.map((node) => node[Symbol.asyncDispose]()))));
+    await Promise.all(nodes.map((node) => node.powerOn()));
+    const cluster = new Cluster(controlPlane, nodes, parts.move());
+    await until("every kubelet to register", async () => (await controlPlane.api.nodes()).length === count, {
+      timeout: 30_000,
+    });
+    return cluster;
+  }
+
+  get underlay(): Underlay {
+    return this.controlPlane.underlay;
+  }
+
+  get outside(): Host {
+    return this.underlay.outside;
+  }
+
+  get api() {
+    return this.controlPlane.api;
+  }
+
+  /** As admin, in the repository: ``await cluster.kubectl`apply -f deploy/manifest.yaml` `` (zx). */
+  get kubectl() {
+    return this.controlPlane.kubectl({ cwd: repository });
+  }
+
+  node(name: string): WholeNode {
+    const node = this.nodes.find((node) => node.name === name);
+    if (!node) throw new Error(`no node ${name} in this cluster`);
+    return node;
+  }
+
+  /** Waits until these Nodes (default: all) are Ready. */
+  async ready(names = this.nodes.map(({ name }) => name), timeout = 30_000): Promise<void> {
+    await until(
+      `${names.join(", ")} to be Ready`,
+      async () => (await Promise.all(names.map((name) => this.api.node(name)))).every(isReady),
+      { timeout, every: 50, why: async () => `${await this.kubectl`get nodes,pods -A -o wide`}` },
+    );
+  }
+
+  /** The running and ready pods with a label "key=value", as places where packets can be sent from. */
+  async pods(label: string, count = this.nodes.length, timeout = 30_000): Promise<ClusterPod[]> {
+    const pods = await until(
+      `${count} ready pods with ${label}`,
+      async () => {
+        const all = await this.api.list<PodObject>(`/api/v1/pods?labelSelector=${encodeURIComponent(label)}`);
+        const live = all.filter(({ metadata }) => !metadata.deletionTimestamp);
+        return live.length === count && live.every(isReady) && live;
+      },
+      { timeout, every: 50, why: async () => `${await this.kubectl`get pods -A -o wide`}` },
+    );
+    return await Promise.all(pods.map((pod) => ClusterPod.enter(this.node(pod.spec.nodeName), pod)));
+  }
+
+  /** The spec of a Service of the default namespace. */
+  async service(name: string): Promise<{ clusterIPs: string[] }> {
+    const object = await this.api.get<ApiObject & { spec: { clusterIPs: string[] } }>(
+      `/api/v1/namespaces/default/services/${name}`,
+    );
+    return object.spec;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#parts.disposeAsync();
+  }
+}
+
+export interface PodObject extends ApiObject {
+  metadata: ApiObject["metadata"] & { uid: string; deletionTimestamp?: string };
+  spec: { nodeName: string };
+  status: {
+    phase: string;
+    podIPs?: { ip: string }[];
+    conditions?: { type: string; status: string }[];
+    containerStatuses?: { containerID?: string; state: Record<string, { startedAt?: string }> }[];
+  };
+}
+
+export function isReady(object: Node | PodObject): boolean {
+  const conditions = (object.status.conditions ?? []) as { type: string; status: string }[];
+  return conditions.some(({ type, status }) => type === "Ready" && status === "True");
+}
+
+/** A pod that kubelet runs; `place` sends from its network namespace. */
+export class ClusterPod extends Namespace implements Host {
+  readonly node: WholeNode;
+  readonly addresses: Addresses;
+
+  private constructor(node: WholeNode, place: Place, addresses: Addresses) {
+    super(place.name, place, place.pid, true);
+    this.node = node;
+    this.addresses = addresses;
+  }
+
+  static async enter(node: WholeNode, pod: PodObject): Promise<ClusterPod> {
+    const filter = `labels."io.kubernetes.pod.uid"==${pod.metadata.uid},labels."io.cri-containerd.kind"==sandbox`;
+    const ids = (await node.$`ctr -n k8s.io containers ls -q ${filter}`).stdout.trim().split("\n");
+    const { Spec } = JSON.parse(await node.$`ctr -n k8s.io containers info ${ids.at(-1)!}`.text()) as {
+      Spec: { linux: { namespaces: { type: string; path?: string }[] } };
+    };
+    const network = Spec.linux.namespaces.find(({ type }) => type === "network")?.path;
+    if (!network) throw new Error(`pod ${pod.metadata.name} has no network namespace of its own`);
+    const inside = ["nsenter", `--net=${network}`, tool("place")];
+    const argv = [tool("enter"), "run", String(node.namespace.pid), ...inside];
+    const place = await Place.start(`${node.name}/${pod.metadata.name}`, argv, { forks: true });
+    return new ClusterPod(node, place, byFamily((pod.status.podIPs ?? []).map(({ ip }) => ip)));
+  }
+}
