@@ -39,7 +39,7 @@ export function ruleset(firewall: Firewall): Ruleset {
     const of = (values: readonly string[]) => values.filter((value) => familyOf(value) === family);
     sets[`pods-${family}`] = {
       spec: `type ${addressType[family]}; flags interval`,
-      elements: of(firewall.podCidrs),
+      elements: of(firewall.podCidrs).map(bare),
     };
     sets[`nodes-${family}`] = { spec: `type ${addressType[family]}`, elements: of(firewall.nodes) };
   }
@@ -159,6 +159,11 @@ export function settledRuleset({ sets, chains }: Ruleset): ObservedRuleset {
 // How nft prints a rule differs between its versions; a comment is printed as it was given.
 function fingerprint(rule: string): string {
   return createHash("sha256").update(rule).digest("hex").slice(0, 12);
+}
+
+/** As nft lists it: a prefix of one address without its length. */
+function bare(prefix: string): string {
+  return prefix.replace(/^([\d.]+)\/32$|^(.+:.*)\/128$/, "$1$2");
 }
 
 function element(value: NftValue): string {

@@ -50,6 +50,7 @@ export interface UnderlayRoute {
 }
 
 export interface Firewall {
+  /** None inside another: an nftables interval set would refuse that. */
   podCidrs: string[];
   /** Addresses of nodes whose tunnel stands. */
   nodes: string[];
@@ -116,7 +117,7 @@ export function plan(input: PlanInput): Desired {
   const inTunnel = (value: string) => tunnelled.includes(familyOf(value));
   const tunnel = tunnelled.length > 0;
   const mtu = tunnel ? input.underlayMtu - tunnelOverhead : input.underlayMtu;
-  const peers = nodes.flatMap((node) => {
+  const peers = (tunnel ? nodes : []).flatMap((node) => {
     const peer = peerOf(node, settings.port, reaches, inTunnel);
     if (peer && peer.endpoint === undefined)
       problems.set(node.record.name, [...(problems.get(node.record.name) ?? []), noEndpoint(input)]);
@@ -136,7 +137,7 @@ export function plan(input: PlanInput): Desired {
     routes: tunnel ? routes(input, nodes, ownPodCidrs, inTunnel) : [],
     ruleFamilies: tunnelled,
     firewall: {
-      podCidrs: unique([...ownPodCidrs, ...nodes.flatMap((node) => node.podCidrs)]),
+      podCidrs: outermost([...ownPodCidrs, ...nodes.flatMap((node) => node.podCidrs)]),
       nodes: unique(
         nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
       ),
@@ -222,4 +223,15 @@ function uniqueRoutes(list: readonly Route[]): Route[] {
 
 function unique(values: readonly string[]): string[] {
   return [...new Set(values)].sort(compareAddresses);
+}
+
+/** The prefixes that no other contains. */
+function outermost(prefixes: readonly string[]): string[] {
+  const result: string[] = [];
+  // In this order a prefix comes right after those that contain it.
+  for (const prefix of unique(prefixes)) {
+    const last = result.at(-1);
+    if (last === undefined || !contains(last, prefix)) result.push(prefix);
+  }
+  return result;
 }
