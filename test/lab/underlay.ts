@@ -50,6 +50,8 @@ export class Underlay implements AsyncDisposable {
       "net.ipv6.conf.all.forwarding": 1,
       "net.ipv4.conf.all.rp_filter": 0,
     });
+    // A bridge that hands its frames to the firewall would translate addresses before the router has routed.
+    await router.$`for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$file" ] || echo 0 > "$file"; done`;
     await router.ip(
       "link add br0 type bridge",
       "link set br0 up",
