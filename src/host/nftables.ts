@@ -13,7 +13,7 @@ export interface NftSet {
 }
 
 export interface NftChain {
-  /** As in `type nat hook postrouting priority 100`. */
+  /** As in `type nat hook postrouting priority 100; policy accept`. */
   spec: string;
   rules: string[];
 }
@@ -27,6 +27,8 @@ export interface Ruleset {
 export interface ObservedRuleset {
   sets: Record<string, NftSet>;
   chains: Record<string, { spec: string; fingerprints: string[] }>;
+  /** Kinds of objects in the table that are neither: none of them is ours. */
+  others: string[];
 }
 
 const keyword: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
@@ -50,14 +52,14 @@ export function ruleset(firewall: Firewall): Ruleset {
     chains: {
       // After destination NAT, which is at -100: what kube-proxy and portmap made of the packet is what is routed.
       prerouting: {
-        spec: "type filter hook prerouting priority -90",
+        spec: "type filter hook prerouting priority -90; policy accept",
         rules: firewall.marked.flatMap((prefix) => [
           rule(prefix, `ct direction original ct status & snat == 0 ${mark}`),
           rule(prefix, `ct direction reply ct status & dnat == 0 ${mark}`),
         ]),
       },
       postrouting: {
-        spec: "type nat hook postrouting priority 100",
+        spec: "type nat hook postrouting priority 100; policy accept",
         rules: firewall.masqueraded.map((prefix) => {
           const family = familyOf(prefix);
           const to = `${keyword[family]} daddr`;
@@ -87,21 +89,24 @@ type NftValue =
 interface NftListing {
   nftables: {
     set?: { name: string; type: string; flags?: string[]; elem?: NftValue[] };
-    chain?: { name: string; type?: string; hook?: string; prio?: number };
+    chain?: { name: string; type?: string; hook?: string; prio?: number; policy?: string };
     rule?: { chain: string; comment?: string };
+    [other: string]: unknown;
   }[];
 }
 
 /** Parses `nft -j list table inet wigglenet`. */
 export function parseRuleset(output: string): ObservedRuleset {
-  const result: ObservedRuleset = { sets: {}, chains: {} };
-  for (const { set, chain, rule } of (JSON.parse(output) as NftListing).nftables) {
+  const result: ObservedRuleset = { sets: {}, chains: {}, others: [] };
+  for (const { set, chain, rule, metainfo, table, ...others } of (JSON.parse(output) as NftListing)
+    .nftables) {
+    result.others.push(...Object.keys(others));
     if (set) {
       const spec = `type ${set.type}${set.flags ? `; flags ${set.flags.join(", ")}` : ""}`;
       result.sets[set.name] = { spec, elements: (set.elem ?? []).map(element) };
     } else if (chain) {
       result.chains[chain.name] = {
-        spec: `type ${chain.type} hook ${chain.hook} priority ${chain.prio}`,
+        spec: `type ${chain.type} hook ${chain.hook} priority ${chain.prio}; policy ${chain.policy}`,
         fingerprints: [],
       };
     } else if (rule) result.chains[rule.chain]?.fingerprints.push(rule.comment ?? "");
@@ -109,21 +114,21 @@ export function parseRuleset(output: string): ObservedRuleset {
   return result;
 }
 
-/** One transaction, or none; a set's change is its elements that differ. */
+/**
+ * One transaction, or none. A set's change is its elements that differ; where the table has another structure than
+ * ours, it is made anew, which the kernel does in one step.
+ */
 export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefined): Command[] {
   const lines: string[] = [];
   const on = `inet ${table}`;
   const elements = (verb: string, name: string, values: readonly string[]) => {
     if (values.length > 0) lines.push(`${verb} element ${on} ${name} { ${values.join(", ")} }`);
   };
-  for (const [name, chain] of Object.entries(observed?.chains ?? {}))
-    if (desired.chains[name]?.spec !== chain.spec) lines.push(`delete chain ${on} ${name}`);
-  for (const [name, set] of Object.entries(observed?.sets ?? {}))
-    if (desired.sets[name]?.spec !== set.spec) lines.push(`delete set ${on} ${name}`);
-  if (observed === undefined) lines.push(`add table ${on}`);
+  const kept = observed && sameStructure(desired, observed) ? observed : undefined;
+  if (observed !== undefined && kept === undefined) lines.push(`delete table ${on}`);
+  if (kept === undefined) lines.push(`add table ${on}`);
   for (const [name, { spec, elements: wanted }] of Object.entries(desired.sets)) {
-    const set = observed?.sets[name];
-    const present = set?.spec === spec ? set.elements : undefined;
+    const present = kept?.sets[name]?.elements;
     if (present === undefined) lines.push(`add set ${on} ${name} { ${spec}; }`);
     const had = new Set(present);
     const wants = new Set(wanted);
@@ -136,15 +141,23 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
     );
   }
   for (const [name, { spec, rules }] of Object.entries(desired.chains)) {
-    const chain = observed?.chains[name];
-    const present = chain?.spec === spec ? chain.fingerprints : undefined;
-    if (present === undefined) lines.push(`add chain ${on} ${name} { ${spec}; policy accept; }`);
-    const wanted = rules.map(fingerprint);
-    if (present !== undefined && Bun.deepEquals(present, wanted)) continue;
+    const present = kept?.chains[name]?.fingerprints;
+    if (present === undefined) lines.push(`add chain ${on} ${name} { ${spec}; }`);
+    if (present !== undefined && Bun.deepEquals(present, rules.map(fingerprint))) continue;
     if (present !== undefined && present.length > 0) lines.push(`flush chain ${on} ${name}`);
     for (const text of rules) lines.push(`add rule ${on} ${name} ${text} comment "${fingerprint(text)}"`);
   }
   return lines.length === 0 ? [] : [{ ...command`nft -f -`, stdin: `${lines.join("\n")}\n` }];
+}
+
+function sameStructure(desired: Ruleset, observed: ObservedRuleset): boolean {
+  const structure = ({ sets, chains }: Ruleset | ObservedRuleset) =>
+    [sets, chains].map((objects) =>
+      Object.entries(objects)
+        .map(([name, { spec }]) => `${name}: ${spec}`)
+        .sort(),
+    );
+  return observed.others.length === 0 && Bun.deepEquals(structure(desired), structure(observed));
 }
 
 /** What is listed once `diffRuleset` is done. */
@@ -153,7 +166,7 @@ export function settledRuleset({ sets, chains }: Ruleset): ObservedRuleset {
     name,
     { spec, fingerprints: rules.map(fingerprint) },
   ]);
-  return { sets, chains: Object.fromEntries(settled) };
+  return { sets, chains: Object.fromEntries(settled), others: [] };
 }
 
 // How nft prints a rule differs between its versions; a comment is printed as it was given.
