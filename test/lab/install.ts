@@ -41,7 +41,7 @@ const labPackages = [
   ],
   ...["ca-certificates", "bash"],
 ];
-const imagePackages = ["buildah", "debootstrap"];
+const imagePackages = ["buildah", "debootstrap", "catatonit"];
 
 /** Go's own, by the module proxy, where Debian's is too old. */
 const goVersion = "1.26.8";

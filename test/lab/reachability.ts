@@ -64,6 +64,19 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
   ];
 }
 
+/**
+ * Lets each two nodes shake hands, begun by one of them. When both begin in the same instant WireGuard drops both
+ * handshakes and waits 5 s for the next, which here, where everything is tried at once, would be the rule.
+ */
+export async function firstContact(pods: ClusterPod[]): Promise<void> {
+  for (const [index, from] of pods.entries()) {
+    for (const to of pods.slice(index + 1)) {
+      const address = to.addresses.ipv4 ?? to.addresses.ipv6;
+      await from.place.reach({ protocol: "icmp", address: address!, timeout: 10_000 });
+    }
+  }
+}
+
 /** Tries all of them, those from one place one after the other. */
 export async function reachability(ways: Way[], timeout = 2000): Promise<Outcome[]> {
   const bySource = Map.groupBy(ways, ({ from }) => from);

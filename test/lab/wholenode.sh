@@ -101,7 +101,7 @@ boot() {
 
   # a kernel without WireGuard: the node brings it as a service, which outlives the agent's container
   if ip link add wg-probe type wireguard 2> /dev/null; then ip link del wg-probe
-  else restarted wireguard-go -f wigglenet >> "$LOGS/$NODE-wireguard-go.log" 2>&1 < /dev/null & fi
+  else restarted env LOG_LEVEL=error wireguard-go -f wigglenet >> "$LOGS/$NODE-wireguard-go.log" 2>&1 < /dev/null & fi
   service "$PROGRAMS/kubelet" --config="$DISK/config/kubelet.yaml" --kubeconfig="$DISK/config/kubelet.kubeconfig" \
     --hostname-override="$NODE" --node-ip="$ADDRESSES" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki
   service "$PROGRAMS/kube-proxy" --config="$DISK/config/kube-proxy.yaml"
