@@ -6,6 +6,12 @@ import { type ApiObject, backoff, follow } from "./reflector.ts";
 
 const nodes = "/api/v1/nodes";
 const readsAtOnce = 16;
+/**
+ * Milliseconds for which a node that left, or lost its key, stays as it was: a Node that is deleted and made anew has
+ * its annotations back in a moment, and a peer that is taken away and put back has forgotten its session, so that the
+ * other end's packets are lost for 15 s, until WireGuard notices.
+ */
+const grace = 3_000;
 
 export class ClusterNodes {
   /** The own Node, undefined while there is none. */
@@ -25,6 +31,8 @@ export class ClusterNodes {
   /** Nodes whose annotations do not say all, by the version of theirs that was read whole; undefined: to be read. */
   readonly #ofOtherKind = new Map<string, string | undefined>();
   #reading: Promise<void> | undefined;
+  /** Nodes in their grace. */
+  readonly #leaving = new Map<string, Timer>();
 
   /** @param changed called after each change of `own` or `others` */
   constructor(options: { client: ApiClient; ownName: string; log: Logger; changed: () => void }) {
@@ -58,7 +66,8 @@ export class ClusterNodes {
           },
           removed: (item) => {
             this.#ofOtherKind.delete(item.metadata.name);
-            if (this.others.delete(item.metadata.name)) this.#changed();
+            this.#set(item.metadata.name, undefined);
+            this.#changed();
           },
         },
         signal,
@@ -113,7 +122,7 @@ export class ClusterNodes {
     const present = new Set(items.map((item) => item.metadata.name));
     for (const name of [...this.others.keys(), ...this.#ofOtherKind.keys()])
       if (!present.has(name)) {
-        this.others.delete(name);
+        this.#set(name, undefined);
         this.#ofOtherKind.delete(name);
       }
     for (const item of items) this.#note(item);
@@ -122,12 +131,31 @@ export class ClusterNodes {
     });
   }
 
+  #set(name: string, record: NodeRecord | undefined): void {
+    clearTimeout(this.#leaving.get(name));
+    this.#leaving.delete(name);
+    const settle = () => {
+      if (record) this.others.set(name, record);
+      else this.others.delete(name);
+    };
+    if (record?.publicKey || record?.problems.length || !this.others.get(name)?.publicKey) {
+      settle();
+      return;
+    }
+    const timer = setTimeout(() => {
+      this.#leaving.delete(name);
+      settle();
+      this.#changed();
+    }, grace);
+    this.#leaving.set(name, timer);
+  }
+
   #note(item: ApiObject): void {
     const { name, annotations, resourceVersion } = item.metadata;
     if (name === this.#ownName) return;
     if (saysAll(annotations)) {
       this.#ofOtherKind.delete(name);
-      this.others.set(name, fromAnnotations(item));
+      this.#set(name, fromAnnotations(item));
     } else if (!this.#ofOtherKind.has(name) || this.#ofOtherKind.get(name) !== resourceVersion)
       this.#ofOtherKind.set(name, undefined);
   }
@@ -175,11 +203,11 @@ export class ClusterNodes {
       // It may have left, or have become one of our kind, while the answer was on its way.
       if (!this.#ofOtherKind.has(name)) return;
       this.#ofOtherKind.set(name, node.metadata.resourceVersion ?? "");
-      this.others.set(name, saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node));
+      this.#set(name, saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node));
     } catch (error) {
       if (!(error instanceof ApiError && error.status === 404)) throw error;
       this.#ofOtherKind.delete(name);
-      this.others.delete(name);
+      this.#set(name, undefined);
     }
   }
 }
