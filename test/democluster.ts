@@ -2,7 +2,7 @@
 import { kubernetesDir } from "./lab/cache.ts";
 import { Capture, wireguardPort } from "./lab/capture.ts";
 import { Cluster } from "./lab/cluster.ts";
-import { families, firstContact, type Outcome, reachability, unreached, ways } from "./lab/reachability.ts";
+import { families, type Outcome, reachability, settle, unreached, ways } from "./lab/reachability.ts";
 
 const begin = performance.now();
 const step = (line: string) =>
@@ -22,8 +22,9 @@ async function demo(): Promise<boolean> {
   step("trying who reaches whom");
   await using encrypted = await Capture.start(cluster.underlay, `udp port ${wireguardPort}`);
   await using clear = await Capture.start(cluster.underlay);
-  await firstContact(pods);
-  const outcomes = await reachability(await ways(cluster, pods));
+  const all = await ways(cluster, pods);
+  await settle(all, pods);
+  const outcomes = await reachability(all);
   const seen = { encrypted: (await encrypted.stop()).length, clear: (await clear.stop()).length };
   step("done\n");
 
@@ -36,7 +37,7 @@ On the underlay meanwhile: ${seen.encrypted} WireGuard packets, ${seen.clear} pa
 `);
   const ok = failures.length === 0 && seen.clear === 0;
   if (!Bun.argv.includes("--exit")) {
-    printHints(cluster);
+    printHints(cluster, (await cluster.service("web")).clusterIPs);
     await stopped;
   }
   return ok;
@@ -61,14 +62,15 @@ function cell(tried: Outcome[]): string {
   return `${times.length} of ${tried.length}${median === undefined ? "" : `, ${median.toFixed(1)} ms`}`;
 }
 
-function printHints({ controlPlane, nodes, underlay }: Cluster): void {
+function printHints({ controlPlane, nodes, underlay }: Cluster, clusterIps: string[]): void {
+  const service = clusterIps.map((ip) => (ip.includes(":") ? `http://[${ip}]` : `http://${ip}`))[0];
   const node = nodes[0]!;
   console.log(`Look around, in another terminal (as root):
   export KUBECONFIG=${controlPlane.kubeconfig} PATH=${kubernetesDir}/bin:$PATH
   kubectl get pods -A -o wide
   kubectl -n kube-system logs ds/wigglenet                     what the agent did and why
-  kubectl exec deploy/web -- wget -qO- http://web.default      (no DNS here: use the address from kubectl get svc web)
-  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                  a shell in ${node.name}; try: wg; ip route; nft list table inet wigglenet
+  kubectl exec deploy/web -- wget -qO- ${service}
+  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                    a shell in ${node.name}; try: wg; ip route; nft list table inet wigglenet
   nsenter -t ${underlay.router.pid} -n tcpdump -ni br0                      the underlay
 
 Ctrl-C takes everything down.`);

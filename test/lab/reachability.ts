@@ -2,6 +2,7 @@
 import type { Cluster, ClusterPod } from "./cluster.ts";
 import type { Addresses, Host } from "./namespace.ts";
 import type { Protocol } from "./place.ts";
+import { until } from "./process.ts";
 
 export const families = ["ipv4", "ipv6"] as const;
 export type Family = (typeof families)[number];
@@ -65,16 +66,27 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
 }
 
 /**
- * Lets each two nodes shake hands, begun by one of them. When both begin in the same instant WireGuard drops both
- * handshakes and waits 5 s for the next, which here, where everything is tried at once, would be the rule.
+ * Waits until kube-proxy on every node knows the Service, and lets each two nodes shake hands, begun by one of them:
+ * when both begin in the same instant WireGuard drops both handshakes and waits 5 s for the next, which would be the
+ * rule where everything is tried at once.
  */
-export async function firstContact(pods: ClusterPod[]): Promise<void> {
+export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
   for (const [index, from] of pods.entries()) {
     for (const to of pods.slice(index + 1)) {
       const address = to.addresses.ipv4 ?? to.addresses.ipv6;
       await from.place.reach({ protocol: "icmp", address: address!, timeout: 10_000 });
     }
   }
+  let still: string[] = [];
+  const proxied = ways.filter(({ kind }) => /^(node → ClusterIP|outside → NodePort)$/.test(kind));
+  const known = async () => {
+    still = unreached(await reachability(proxied, 200));
+    return still.length === 0;
+  };
+  await until("kube-proxy to know the Service", known, {
+    timeout: 15_000,
+    why: () => still.join("\n"),
+  }).catch(() => {});
 }
 
 /** Tries all of them, those from one place one after the other. */
