@@ -24,15 +24,16 @@ async function probes(a: Host, b: Host): Promise<{ counts(): Promise<Count[]> }>
     for (const protocol of ["udp", "tcp"] as const) {
       streams.push(await lab.probe(a, b, { family, protocol }), await lab.probe(b, a, { family, protocol }));
     }
-  return { counts: () => Promise.all(streams.map((stream) => stream.stop())) };
+  const count = async (stream: Stream) => {
+    await stream.flowing(20);
+    return await stream.stop();
+  };
+  return { counts: () => Promise.all(streams.map(count)) };
 }
 
-/** What one of several streams lost. */
+/** What each of several streams lost. */
 function lost(counts: Count[]): number[] {
-  return counts.map((count) => {
-    expect(count.received).toBeGreaterThan(20);
-    return count.lost;
-  });
+  return counts.map((count) => count.lost);
 }
 
 const none = Array.from({ length: 8 }, () => 0);
