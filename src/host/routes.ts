@@ -40,6 +40,7 @@ interface IpRoute {
   table?: string;
   protocol?: string;
   metric?: number;
+  tos?: string;
   nexthops?: { gateway?: string; via?: { host?: string }; dev: string }[];
 }
 
@@ -100,19 +101,27 @@ export function parseRoutes(
       }
     }
     for (const entry of parseJson<IpRule>(rules[family])) {
-      const ours =
-        entry.priority === Number(tunnelTable) && entry.fwmark === markBit && entry.table === tunnelTable;
-      if (ours && (entry.fwmask ?? markBit) === markBit && !result.ruleFamilies.includes(family))
-        result.ruleFamilies.push(family);
+      if (isOurRule(entry) && !result.ruleFamilies.includes(family)) result.ruleFamilies.push(family);
       else if (entry.protocol === protocol) {
+        // One that prohibits, for example, has none.
+        const table = entry.table ? ` lookup ${entry.table}` : "";
         const mark = entry.fwmark ? ` fwmark ${entry.fwmark}${entry.fwmask ? `/${entry.fwmask}` : ""}` : "";
         result.strangeRules.push(
-          `${flag[family]} priority ${entry.priority}${mark} lookup ${entry.table ?? "main"} protocol ${protocol}`,
+          `${flag[family]} priority ${entry.priority}${mark}${table} protocol ${protocol}`,
         );
       }
     }
   }
   return result;
+}
+
+/** Whether a rule sends all that is marked, and nothing else, to our table. */
+function isOurRule(entry: IpRule): boolean {
+  const { priority, src, fwmark, fwmask = markBit, table, protocol: _, ...others } = entry;
+  const marked = fwmark === markBit && fwmask === markBit && src === "all";
+  const known = priority === Number(tunnelTable) && table === tunnelTable;
+  // Such as `not`, `iif` or `suppress_prefixlength`.
+  return marked && known && Object.keys(others).length === 0;
 }
 
 export interface RouteChanges {
@@ -138,12 +147,20 @@ export function diffRoutes(
     ),
   ];
   const run = (argv: string[]): Command => ({ kind: "run", argv });
+  const deletions = (words: readonly string[]) =>
+    words.map((text) => {
+      const [family = "", ...rest] = text.split(" ");
+      return run(["ip", family, "rule", "delete", ...rest]);
+    });
+  // The kernel takes ours for one that has its priority and mark, whatever else that has.
+  const inOurPlace = (words: string) => words.includes(` priority ${tunnelTable} `);
   return {
     add: [
       ...batch(
         ["ip", "-force", "-batch", "-"],
         [...missing].sort(unreachableFirst).map((route) => `route replace ${text(route, link)}`),
       ),
+      ...deletions(observed.strangeRules.filter(inOurPlace)),
       ...desired.ruleFamilies
         .filter((family) => !observed.ruleFamilies.includes(family))
         .map((family) => run(rule("add", family))),
@@ -152,10 +169,7 @@ export function diffRoutes(
       ...observed.ruleFamilies
         .filter((family) => !desired.ruleFamilies.includes(family))
         .map((family) => run(rule("delete", family))),
-      ...observed.strangeRules.map((words) => {
-        const [family = "", ...rest] = words.split(" ");
-        return run(["ip", family, "rule", "delete", ...rest]);
-      }),
+      ...deletions(observed.strangeRules.filter((words) => !inOurPlace(words))),
       ...batch(
         ["ip", "-force", "-batch", "-"],
         [
@@ -191,8 +205,14 @@ function text(route: Route, link: string): string {
     case "unreachable":
       return `unreachable ${route.prefix} metric ${unreachableMetric} proto ${protocol}`;
     case "underlay":
-      return `${route.prefix}${route.via ? ` via ${route.via}` : ""} dev ${route.dev} proto ${protocol}${route.via ? " onlink" : ""}`;
+      return `${route.prefix}${via(route)} dev ${route.dev} proto ${protocol}${route.via ? " onlink" : ""}`;
   }
+}
+
+// An IPv4 route may have an IPv6 gateway (RFC 5549).
+function via({ prefix, via }: { prefix: string; via: string | undefined }): string {
+  if (via === undefined) return "";
+  return familyOf(prefix) === familyOf(via) ? ` via ${via}` : ` via inet6 ${via}`;
 }
 
 /** Table, prefix and metric: where the kernel holds one route. */
@@ -218,10 +238,12 @@ function ownRoute(entry: IpRoute, prefix: string, table: string, link: string): 
       ? { type: "unreachable", prefix }
       : undefined;
   // IPv6's default metric is 1024, IPv4's 0.
-  const plain = (entry.metric ?? 0) === (familyOf(prefix) === "ipv6" ? 1024 : 0);
+  const plain = (entry.metric ?? 0) === (familyOf(prefix) === "ipv6" ? 1024 : 0) && entry.tos === undefined;
   if (!plain || (entry.type ?? "unicast") !== "unicast" || entry.dev === undefined) return undefined;
   if (entry.dev !== link)
-    return table === "main" ? { type: "underlay", prefix, via: entry.gateway, dev: entry.dev } : undefined;
+    return table === "main"
+      ? { type: "underlay", prefix, via: entry.gateway ?? entry.via?.host, dev: entry.dev }
+      : undefined;
   return table === "main" || table === tunnelTable ? { type: "tunnel", prefix, table } : undefined;
 }
 
@@ -229,7 +251,8 @@ function strangeRoute(entry: IpRoute, prefix: string, table: string): string {
   const type = entry.type && entry.type !== "unicast" ? `${entry.type} ` : "";
   const dev = entry.dev && type === "" ? ` dev ${entry.dev}` : "";
   const metric = entry.metric === undefined ? "" : ` metric ${entry.metric}`;
-  return `${type}${prefix}${dev} table ${table}${metric} proto ${protocol}`;
+  const tos = entry.tos === undefined ? "" : ` tos ${entry.tos}`;
+  return `${type}${prefix}${tos}${dev} table ${table}${metric} proto ${protocol}`;
 }
 
 function prefixOf(destination: string, family: Family): string | undefined {
