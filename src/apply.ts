@@ -92,7 +92,7 @@ export class Host {
       this.#links = undefined;
       if (this.#hands.paper) {
         this.#links = [...links, { name: linkName, kind: "wireguard", mtu: 0, up: false, addresses: [] }];
-        this.#tunnel = { publicKey: undefined, port: 0, peers: new Map() };
+        this.#tunnel = { publicKey: undefined, port: 0, marked: false, peers: new Map() };
       }
     }
     const tunnel = this.#tunnel ?? (await observeTunnel(linkName));
@@ -101,7 +101,7 @@ export class Host {
       "WireGuard key and port",
       diffIdentity(linkName, { publicKey, privateKeyPath, port }, tunnel),
     );
-    this.#tunnel = { ...tunnel, publicKey, port };
+    this.#tunnel = { ...tunnel, publicKey, port, marked: false };
     return this.#tunnel;
   }
 

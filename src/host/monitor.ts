@@ -1,7 +1,7 @@
 /** What the kernel tells of changes, by `ip monitor`, and which of them are drift. */
 import type { Logger } from "pino";
 import { parseAddress } from "../plan/address.ts";
-import { type Route, tunnelTable } from "../plan/desired.ts";
+import { markBit, type Route, tunnelTable } from "../plan/desired.ts";
 import { protocol } from "./routes.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
@@ -28,24 +28,26 @@ export function expectation(link: string, routes: readonly Route[]): Expectation
   };
 }
 
+const ownRule = new RegExp(
+  `^${tunnelTable}:\\s+from all fwmark ${markBit}/${markBit} lookup ${tunnelTable}\\b`,
+);
+
 /** Reads one line of `ip -o monitor label link address route rule`. */
 export function classify(line: string, expected: Expectation): Signal {
   const match = /^\[(LINK|ADDR|ROUTE|RULE)\](Deleted )?(.*)$/.exec(line);
   if (match === null) return "none";
   const [, label, deleted, text = ""] = match;
   if (label === "RULE") {
-    // Ours in its place is what we want to see; all else about it is somebody's doing.
-    const ours = text.startsWith(`${tunnelTable}:`) || text.includes(`proto ${protocol}`);
-    return ours && (deleted || !text.startsWith(`${tunnelTable}:`)) ? "everything" : "none";
+    if (ownRule.test(text)) return deleted ? "everything" : "none";
+    return text.includes(`proto ${protocol}`) && !deleted ? "everything" : "none";
   }
   if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
   const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
   // Pods' links come and go all the time, and nothing of ours depends on them.
   if (name.startsWith("veth") || name === "lo") return "none";
-  const lost =
-    label === "LINK" && name === expected.link && (deleted !== undefined || !/<[^>]*\bUP\b[^>]*>/.test(text));
-  // A link that went down has lost its IPv4 routes without a word.
-  return lost ? "everything" : "links";
+  const lost = deleted !== undefined || (label === "LINK" && !/<[^>]*\bUP\b[^>]*>/.test(text));
+  // A link that went down, or that lost its last address, has lost its IPv4 routes without a word.
+  return lost && name === expected.link ? "everything" : "links";
 }
 
 function classifyRoute(text: string, deleted: boolean, expected: Expectation): Signal {

@@ -8,6 +8,8 @@ import { $, type Command, command } from "./run.ts";
 export interface ObservedPeer {
   endpoint: string | undefined;
   allowedIps: string[];
+  /** Whether it has a pre-shared key; none of ours has. */
+  preshared: boolean;
   /** Seconds since 1970; 0 if there was none. */
   latestHandshake: number;
 }
@@ -16,6 +18,8 @@ export interface Tunnel {
   /** Not the private one: the kernel shows that clamped, which a file need not be. */
   publicKey: string | undefined;
   port: number;
+  /** Whether the tunnel's own packets carry a mark; with that of the contract they would loop. */
+  marked: boolean;
   peers: Map<string, ObservedPeer>;
 }
 
@@ -34,12 +38,14 @@ export function parseTunnel(output: string): Tunnel {
   return {
     publicKey: value(own[1]),
     port: Number(own[2]),
+    marked: !["off", "0x0", undefined].includes(own[3]),
     peers: new Map(
-      peers.map(([publicKey = "", , endpoint, allowedIps, latestHandshake]) => [
+      peers.map(([publicKey = "", preshared, endpoint, allowedIps, latestHandshake]) => [
         publicKey,
         {
           endpoint: value(endpoint),
           allowedIps: (value(allowedIps)?.split(",") ?? []).sort(compareAddresses),
+          preshared: value(preshared) !== undefined,
           latestHandshake: Number(latestHandshake),
         },
       ]),
@@ -65,7 +71,7 @@ export function standing(tunnel: Tunnel): Standing {
   return { owners: allowedIpOwners(tunnel), endpoints: new Map(endpoints) };
 }
 
-/** The own key and port, where they differ. */
+/** The own key and port, where they differ, and no mark. */
 export function diffIdentity(
   link: string,
   own: { publicKey: string; privateKeyPath: string; port: number },
@@ -74,6 +80,7 @@ export function diffIdentity(
   const settings = [
     ...(tunnel.publicKey === own.publicKey ? [] : ["private-key", own.privateKeyPath]),
     ...(tunnel.port === own.port ? [] : ["listen-port", String(own.port)]),
+    ...(tunnel.marked ? ["fwmark", "0"] : []),
   ];
   return settings.length > 0 ? [command`wg set ${link} ${settings}`] : [];
 }
@@ -114,6 +121,7 @@ export function diffPeers(
     const kept = observed?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
     const moved = endpointToSet(peer, observed, wanted, now);
     const words = [
+      ...(observed?.preshared ? ["preshared-key", "/dev/null"] : []),
       ...(moved ? ["endpoint", moved] : []),
       ...(missing.length > 0
         ? ["allowed-ips", [...peer.allowedIps, ...kept].sort(compareAddresses).join(",")]
@@ -123,6 +131,7 @@ export function diffPeers(
     result.set(peer.publicKey, {
       endpoint: moved ?? observed?.endpoint,
       allowedIps: peer.allowedIps,
+      preshared: false,
       latestHandshake: observed?.latestHandshake ?? 0,
     });
   }
