@@ -143,7 +143,8 @@ export class Agent {
     // Only now, as the others begin to send as soon as they read it.
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
-    await host.attempt("annotations", () => host.annotate(node.metadata.annotations ?? {}, wanted));
+    if (this.#nodes.ownIsThere)
+      await host.attempt("annotations", () => host.annotate(node.metadata.annotations ?? {}, wanted));
 
     if (this.#synced || host.failures > 0) return;
     this.#synced = true;

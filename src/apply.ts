@@ -14,7 +14,7 @@ import {
   settledRuleset,
 } from "./host/nftables.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
-import { command, type Step } from "./host/run.ts";
+import { type Command, command, type Step } from "./host/run.ts";
 import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import type { Desired } from "./plan/desired.ts";
 
@@ -120,7 +120,9 @@ export class Host {
       diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, Date.now() / 1000);
     const peered = peers
       ? await this.attempt("wireguard", async () => {
-          await this.#withTunnel(peers.result, () => this.perform("peers added or changed", peers.add));
+          await this.#withTunnel(peers.result, () =>
+            this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) }),
+          );
           for (const peer of desired.peers) this.#wantedEndpoints.set(peer.publicKey, peer.endpoint);
           return true;
         })
@@ -218,6 +220,13 @@ export class Host {
     if (desired.cni !== undefined)
       await this.perform("CNI file", diffCni(path, desired.cni, await observeCni(path)));
   }
+}
+
+/** The nodes of the peers that commands speak of, for the log. */
+function named(desired: Desired, commands: readonly Command[]): string[] {
+  const words = new Set(commands.flatMap((each) => each.argv));
+  const names = desired.peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
+  return names.length > 20 ? [...names.slice(0, 20), `and ${names.length - 20} more`] : names;
 }
 
 /** A step in one line of the log. */

@@ -14,8 +14,9 @@ const readsAtOnce = 16;
 const grace = 3_000;
 
 export class ClusterNodes {
-  /** The own Node, undefined while there is none. */
+  /** The own Node, as it was last: one that is deleted is missed in the log, and what it had stays. */
   own: NodeObject | undefined;
+  ownIsThere = false;
   readonly others = new Map<string, NodeRecord>();
 
   /** Whether a complete list of all nodes has been read, and the own Node. */
@@ -97,17 +98,20 @@ export class ClusterNodes {
   }
 
   #setOwn(node: NodeObject | undefined): void {
-    if (node === undefined)
+    this.ownIsThere = node !== undefined;
+    if (node === undefined) {
       this.#log.warn(
         { node: this.#ownName },
         "there is no Node of this name: waiting for kubelet to register it; if it has another name, set NODE_NAME",
       );
-    const { metadata, spec, status } = node ?? {};
-    const parts = node && {
+      return;
+    }
+    const { metadata, spec, status } = node;
+    const parts: NodeObject = {
       metadata: {
         name: this.#ownName,
-        labels: metadata?.labels ?? {},
-        annotations: metadata?.annotations ?? {},
+        labels: metadata.labels ?? {},
+        annotations: metadata.annotations ?? {},
       },
       spec: { podCIDRs: spec?.podCIDRs ?? (spec?.podCIDR ? [spec.podCIDR] : []) },
       status: { addresses: status?.addresses ?? [] },

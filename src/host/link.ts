@@ -123,10 +123,13 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
       if (!unsupported || mode === "kernel") throw error;
     }
   }
+  // A file, as it goes on when we and a pipe to us are gone.
+  const said = Bun.file(`/run/wigglenet/${name}.log`);
+  await Bun.write(said, "");
   const child = Bun.spawn(["wireguard-go", "-f", name], {
     stdin: "ignore",
-    stdout: "ignore",
-    stderr: "pipe",
+    stdout: said,
+    stderr: said,
     detached: true,
   });
   child.unref();
@@ -142,9 +145,9 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
     await Bun.sleep(20);
   }
   child.kill();
-  const said = (await new Response(child.stderr).text()).trim().split("\n").at(-1);
+  const last = (await said.text()).trim().split("\n").at(-1);
   throw new Error(
-    `wireguard-go cannot serve ${name}: ${said || "no socket after 5 s"}; it needs /dev/net/tun and NET_ADMIN`,
+    `wireguard-go cannot serve ${name}: ${last || "no socket after 5 s"}; it needs /dev/net/tun and NET_ADMIN`,
   );
 }
 

@@ -127,6 +127,7 @@ test("two nodes, dual-stack: all of it", () => {
             "fd00:1:0:1::/64",
           ],
           "endpoint": "192.0.2.1:24601",
+          "node": "n1",
           "publicKey": "key-1",
         },
       ],

@@ -29,6 +29,8 @@ export interface OwnNode {
 }
 
 export interface Peer {
+  /** Name of its node, for the log. */
+  node: string;
   publicKey: string;
   /** `address:port`, IPv6 in brackets; undefined if no family is common: the peer may still come to us. */
   endpoint: string | undefined;
@@ -164,7 +166,7 @@ function peerOf(
     .sort(compareAddresses);
   const address = node.record.endpoints.find((candidate) => reaches.includes(familyOf(candidate)));
   const endpoint = address && (familyOf(address) === "ipv6" ? `[${address}]:${port}` : `${address}:${port}`);
-  return { publicKey: node.publicKey, endpoint, allowedIps };
+  return { node: node.record.name, publicKey: node.publicKey, endpoint, allowedIps };
 }
 
 function noEndpoint({ own, settings }: PlanInput): string {
