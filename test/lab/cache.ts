@@ -1,6 +1,6 @@
 /** Where the lab's programs are: built once, outside the repository, by install.ts. */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
 import { homedir } from "node:os";
 
 export const kubernetesVersion = "1.34.10";
@@ -13,17 +13,29 @@ export function kubernetes(program: string): string {
   return `${kubernetesDir}/bin/${program}`;
 }
 
-const sources = ["enter", "place"] as const;
+const toolsDir = `${import.meta.dirname}/tools`;
+const sources = { enter: ["enter.c"], place: ["place.c", "echo.c"] };
 
 /** The lab's own two small C programs, compiled when they are first needed and whenever they changed. */
-export function tool(program: (typeof sources)[number]): string {
-  const text = readFileSync(`${import.meta.dirname}/tools/${program}.c`);
-  const path = `${cacheDir}/tools/${program}-${createHash("sha256").update(text).digest("hex").slice(0, 12)}`;
+export function tool(program: keyof typeof sources): string {
+  compiled[program] ??= compile(program);
+  return compiled[program];
+}
+
+const compiled: Partial<Record<keyof typeof sources, string>> = {};
+
+function compile(program: keyof typeof sources): string {
+  const hash = createHash("sha256");
+  for (const file of readdirSync(toolsDir).sort()) hash.update(readFileSync(`${toolsDir}/${file}`));
+  const path = `${cacheDir}/tools/${program}-${hash.digest("hex").slice(0, 12)}`;
   if (!existsSync(path)) {
     mkdirSync(`${cacheDir}/tools`, { recursive: true });
     const made = `${path}.${process.pid}`;
-    const cc = ["cc", "-O2", "-fno-strict-aliasing", "-Wall", "-static", "-s", "-o", made, "-x", "c", "-"];
-    const { exitCode, stderr } = Bun.spawnSync(cc, { stdin: text, stderr: "pipe" });
+    const flags = ["-O2", "-fno-strict-aliasing", "-Wall", "-static", "-s", "-o", made];
+    const { exitCode, stderr } = Bun.spawnSync(["cc", ...flags, ...sources[program]], {
+      cwd: toolsDir,
+      stderr: "pipe",
+    });
     if (exitCode !== 0) throw new Error(`cannot compile test/lab/tools/${program}.c: ${stderr}`);
     renameSync(made, path);
   }
