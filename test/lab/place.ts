@@ -1,5 +1,5 @@
 /** The small process (tools/place.c) that sends and answers packets in one place of the lab. */
-import { childOf, until } from "./process.ts";
+import { childOf, patience, until } from "./process.ts";
 
 export type Protocol = "tcp" | "udp" | "icmp";
 
@@ -134,7 +134,7 @@ export class Place {
 
   /** Sends one packet (tcp: connects and sends one message) and waits for it to come back. */
   async reach(options: PacketOptions & { timeout?: number }): Promise<Reached> {
-    const answer = await this.ask("reach", ...packet(options, options.timeout ?? 2000));
+    const answer = await this.ask("reach", ...packet(options, options.timeout ?? 2000 * patience));
     const [status, microseconds, seen = "-"] = answer.split(" ");
     if (status === "ok") return { ok: true, ms: Number(microseconds) / 1000, seen };
     return { ok: false, reason: answer.slice("failed ".length) };

@@ -4,16 +4,19 @@ import { tool } from "./cache.ts";
 
 export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
+/** How much longer than on a real machine things may take: the virtual machine is an emulated one. */
+export const patience = process.env.LAB_CONTROL_PLANE ? 5 : 1;
+
 /** Asks again until `attempt` gives something other than undefined or false. An exception ends the waiting. */
 export async function until<T>(
   what: string,
   attempt: () => T | undefined | false | Promise<T | undefined | false>,
   { timeout = 10_000, every = 25, why = () => "" as string | Promise<string> } = {},
 ): Promise<T> {
-  for (const end = performance.now() + timeout; ; await sleep(every)) {
+  for (const end = performance.now() + timeout * patience; ; await sleep(every)) {
     const got = await attempt();
     if (got !== undefined && got !== false) return got;
-    if (performance.now() > end) throw new Error(`${what}: not within ${timeout} ms. ${await why()}`);
+    if (performance.now() > end) throw new Error(`${what}: not within ${timeout * patience} ms. ${await why()}`);
   }
 }
 
@@ -99,7 +102,7 @@ export class Service implements AsyncDisposable {
   async stop(signal: NodeJS.Signals = "SIGTERM", timeout = 10_000): Promise<number> {
     if (!this.running) return await this.#child.exited;
     process.kill(await this.pid(), signal);
-    const timer = setTimeout(() => this.#child.kill("SIGKILL"), timeout);
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), timeout * patience);
     try {
       return await this.#child.exited;
     } finally {
