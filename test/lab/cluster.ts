@@ -83,27 +83,37 @@ export class Cluster implements AsyncDisposable {
     return node;
   }
 
-  /** Waits until these Nodes (default: all) are Ready. */
-  async ready(names = this.nodes.map(({ name }) => name), timeout = 30_000): Promise<void> {
+  /**
+   * Waits until these Nodes (default: all) are Ready.
+   * @param options.since and became so after this: a node without power is called Ready for another 40 s
+   */
+  async ready(names = this.nodes.map(({ name }) => name), options: Waiting = {}): Promise<void> {
     await until(
       `${names.join(", ")} to be Ready`,
-      async () => (await Promise.all(names.map((name) => this.api.node(name)))).every(isReady),
-      { timeout, every: 50, why: async () => `${await this.kubectl`get nodes,pods -A -o wide`}` },
+      async () => {
+        const nodes = await Promise.all(names.map((name) => this.api.node(name)));
+        return nodes.every((node) => isReady(node, options.since));
+      },
+      { timeout: options.timeout ?? 30_000, every: 50, why: () => this.#overview() },
     );
   }
 
-  /** The running and ready pods with a label "key=value", as places where packets can be sent from. */
-  async pods(label: string, count = this.nodes.length, timeout = 30_000): Promise<ClusterPod[]> {
+  /** The ready pods with a label "key=value", as places where packets can be sent from. */
+  async pods(label: string, count = this.nodes.length, options: Waiting = {}): Promise<ClusterPod[]> {
     const pods = await until(
       `${count} ready pods with ${label}`,
       async () => {
         const all = await this.api.list<PodObject>(`/api/v1/pods?labelSelector=${encodeURIComponent(label)}`);
         const live = all.filter(({ metadata }) => !metadata.deletionTimestamp);
-        return live.length === count && live.every(isReady) && live;
+        return live.length === count && live.every((pod) => isReady(pod, options.since)) && live;
       },
-      { timeout, every: 50, why: async () => `${await this.kubectl`get pods -A -o wide`}` },
+      { timeout: options.timeout ?? 30_000, every: 50, why: () => this.#overview() },
     );
     return await Promise.all(pods.map((pod) => ClusterPod.enter(this.node(pod.spec.nodeName), pod)));
+  }
+
+  async #overview(): Promise<string> {
+    return (await this.kubectl`get nodes,pods -A -o wide`).stdout;
   }
 
   /** The spec of a Service of the default namespace. */
@@ -119,20 +129,41 @@ export class Cluster implements AsyncDisposable {
   }
 }
 
+interface Waiting {
+  since?: Date;
+  /** ms */
+  timeout?: number;
+}
+
+export interface Condition {
+  type: string;
+  status: string;
+  reason?: string;
+  message?: string;
+  lastTransitionTime: string;
+}
+
 export interface PodObject extends ApiObject {
   metadata: ApiObject["metadata"] & { uid: string; deletionTimestamp?: string };
   spec: { nodeName: string };
   status: {
     phase: string;
     podIPs?: { ip: string }[];
-    conditions?: { type: string; status: string }[];
-    containerStatuses?: { containerID?: string; state: Record<string, { startedAt?: string }> }[];
+    conditions?: Condition[];
   };
 }
 
-export function isReady(object: Node | PodObject): boolean {
-  const conditions = (object.status.conditions ?? []) as { type: string; status: string }[];
-  return conditions.some(({ type, status }) => type === "Ready" && status === "True");
+/** @param since and became so no earlier: the API server's times are whole seconds */
+export function isReady(object: Node | PodObject, since?: Date): boolean {
+  const ready = conditions(object).find(({ type }) => type === "Ready");
+  if (ready?.status !== "True") return false;
+  return (
+    since === undefined || Date.parse(ready.lastTransitionTime) >= Math.floor(since.getTime() / 1000) * 1000
+  );
+}
+
+export function conditions(object: Node | PodObject): Condition[] {
+  return (object.status.conditions ?? []) as Condition[];
 }
 
 /** A pod that kubelet runs; `place` sends from its network namespace. */
@@ -147,9 +178,8 @@ export class ClusterPod extends Namespace implements Host {
   }
 
   static async enter(node: WholeNode, pod: PodObject): Promise<ClusterPod> {
-    const filter = `labels."io.kubernetes.pod.uid"==${pod.metadata.uid},labels."io.cri-containerd.kind"==sandbox`;
-    const ids = (await node.$`ctr -n k8s.io containers ls -q ${filter}`).stdout.trim().split("\n");
-    const { Spec } = JSON.parse(await node.$`ctr -n k8s.io containers info ${ids.at(-1)!}`.text()) as {
+    const sandbox = await node.task(pod.metadata.uid);
+    const { Spec } = JSON.parse(await node.$`ctr -n k8s.io containers info ${sandbox.id}`.text()) as {
       Spec: { linux: { namespaces: { type: string; path?: string }[] } };
     };
     const network = Spec.linux.namespaces.find(({ type }) => type === "network")?.path;

@@ -98,6 +98,27 @@ export class WholeNode implements Host, AsyncDisposable {
     });
   }
 
+  /** What containerd runs: the ids of containers, and their processes as the node sees them. */
+  async tasks(): Promise<Map<string, number>> {
+    const lines = (await this.$`ctr -n k8s.io tasks ls`).stdout.trim().split("\n").slice(1);
+    const fields = lines.map((line) => line.split(/\s+/));
+    return new Map(fields.flatMap(([id, pid, status]) => (status === "RUNNING" ? [[id!, Number(pid)]] : [])));
+  }
+
+  /** The running container of a pod, by default its sandbox. */
+  async task(podUid: string, container?: string): Promise<{ id: string; pid: number }> {
+    const which = container
+      ? `labels."io.kubernetes.container.name"==${container}`
+      : 'labels."io.cri-containerd.kind"==sandbox';
+    const filter = `labels."io.kubernetes.pod.uid"==${podUid},${which}`;
+    const ids = (await this.$`ctr -n k8s.io containers ls -q ${filter}`).stdout.trim().split("\n");
+    // those of earlier boots and of containers that ended are listed too
+    const tasks = await this.tasks();
+    const id = ids.find((id) => tasks.has(id));
+    if (!id) throw new Error(`pod ${podUid} runs no ${container ?? "sandbox"} on ${this.name}`);
+    return { id, pid: tasks.get(id)! };
+  }
+
   /** Cuts the power: every process is gone at once, the disk stays. */
   async powerOff(): Promise<void> {
     const { namespace, boot } = this.#on;

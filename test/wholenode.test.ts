@@ -1,0 +1,245 @@
+/** Whole nodes: real kubelets, the agent from its image as the DaemonSet of deploy/manifest.yaml, real kube-proxy. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync } from "node:fs";
+import type { ApiObject } from "./lab/api.ts";
+import { Capture } from "./lab/capture.ts";
+import { Cluster, ClusterPod, conditions, isReady, type PodObject } from "./lab/cluster.ts";
+import { Pod } from "./lab/pod.ts";
+import { until } from "./lab/process.ts";
+import { reachability, settle, unreached, ways } from "./lab/reachability.ts";
+
+setDefaultTimeout(120_000);
+
+const daemonSet = "/apis/apps/v1/namespaces/kube-system/daemonsets/wigglenet";
+const netAdmin = 1n << 12n;
+
+let cluster: Cluster;
+let pods: ClusterPod[];
+
+beforeAll(async () => {
+  const begin = performance.now();
+  cluster = await Cluster.start({ nodes: 3, proxyModes: ["nftables", "nftables", "iptables"] });
+  console.log(`control plane and three nodes: ${((performance.now() - begin) / 1000).toFixed(1)} s`);
+});
+
+afterAll(async () => {
+  const { dir } = cluster.underlay;
+  const pids = cluster.nodes.map((node) => node.namespace.pid);
+  await cluster[Symbol.asyncDispose]();
+  for (const left of [dir, ...pids.map((pid) => `/proc/${pid}`)]) expect(existsSync(left)).toBe(false);
+});
+
+test("kubectl apply makes nodes Ready within 5 s of the agent's start", async () => {
+  const before = await cluster.api.nodes();
+  expect(before.map((node) => isReady(node))).toEqual([false, false, false]);
+  await cluster.kubectl`apply -f deploy/manifest.yaml`;
+  const readyAt = new Map<string, number>();
+  await until(
+    "nodes to be Ready",
+    async () => {
+      for (const node of await cluster.api.nodes())
+        if (isReady(node) && !readyAt.has(node.metadata.name)) readyAt.set(node.metadata.name, Date.now());
+      return readyAt.size === 3;
+    },
+    { timeout: 30_000 },
+  );
+  const took = await Promise.all(
+    cluster.nodes.map(async ({ name }) => readyAt.get(name)! - Date.parse((await agentLog(name))[0]!.time)),
+  );
+  console.log(`agent's start to Ready: ${took.join(", ")} ms`);
+  expect(Math.max(...took)).toBeLessThan(5000);
+});
+
+test("a Deployment's pods reach each other and every node, through the tunnel only; Services work", async () => {
+  await cluster.kubectl`apply -f test/web.yaml`;
+  pods = await cluster.pods("app=web");
+  expect(new Set(pods.map(({ node }) => node.name)).size).toBe(3);
+  await using clear = await Capture.start(cluster.underlay);
+  expect(await allUnreached()).toEqual([]);
+  expect(await clear.stop()).toEqual([]);
+});
+
+test("a new pod's first IPv6 connection works within 200 ms of its CNI ADD", async () => {
+  const node = cluster.node("n1");
+  const there = pods.find((pod) => pod.node !== node)!;
+  for (const name of ["out", "in"]) {
+    const pod = await Pod.add(node, name, {});
+    node.pods.set(name, pod);
+    const [from, to] = name === "out" ? [pod, there] : [there, pod];
+    const first = await from.place.reach({ protocol: "tcp", address: to.addresses.ipv6!, timeout: 200 });
+    expect(first).toMatchObject({ ok: true });
+    await pod.remove();
+  }
+});
+
+describe("the agent's container", () => {
+  test("has one capability, a read-only root and no shell", async () => {
+    const node = cluster.node("n1");
+    const { pid } = await node.task((await agentPod("n1")).metadata.uid, "wigglenet");
+    const status = (await node.$`cat /proc/${pid}/status`).stdout;
+    for (const set of ["CapPrm", "CapEff", "CapBnd"])
+      expect(BigInt(`0x${new RegExp(`${set}:\\s*(\\w+)`).exec(status)![1]}`)).toBe(netAdmin);
+    expect(status).toMatch(/NoNewPrivs:\s*1/);
+    expect(status).toMatch(/Seccomp:\s*2/);
+    expect((await node.$`cat /proc/${pid}/mountinfo`).stdout).toMatch(/ \/ \/ ro,/);
+    const shells = ["sh", "bash", "dash", "ash", "zsh", "busybox"]
+      .flatMap((name) => ["-o", "-name", name])
+      .slice(1);
+    expect((await node.$`find /proc/${pid}/root/ -xdev \\( ${shells} \\)`).stdout).toBe("");
+  });
+
+  test("gone and back, and then without NET_ADMIN, it leaves the data path as it is", async () => {
+    const [from, to] = [on("n1"), on("n2")];
+    await using stream = await from.place.stream({ protocol: "udp", address: to.addresses.ipv6! });
+    await patchDaemonSet({ updateStrategy: { type: "OnDelete", rollingUpdate: null } });
+    await restartAgent("n1");
+    await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
+
+    await patchDaemonSet({
+      template: { spec: { containers: [{ name: "wigglenet", ...withCapabilities([]) }] } },
+    });
+    await restartAgent("n1");
+    const failed = await until("the agent to fail", async () => {
+      const lines = await agentLog("n1");
+      expect(said(lines, "in sync")).toBe(false);
+      return lines.find((line) => /not permitted/.test(JSON.stringify(line)));
+    });
+    console.log(`without NET_ADMIN: ${JSON.stringify(failed)}`);
+
+    await patchDaemonSet({
+      template: { spec: { containers: [{ name: "wigglenet", ...withCapabilities(["NET_ADMIN"]) }] } },
+    });
+    await restartAgent("n1");
+    await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
+    expect(await stream.stop()).toMatchObject({ lost: 0 });
+  });
+});
+
+test("a node powered off and on comes back by itself, the same peer as before", async () => {
+  const key = async () => (await cluster.api.node("n2")).metadata.annotations!["wigglenet/public-key"];
+  const before = await key();
+  await using others = await on("n1").place.stream({ protocol: "udp", address: on("n3").addresses.ipv4! });
+  await cluster.node("n2").powerOff();
+  const since = new Date();
+  await cluster.node("n2").powerOn();
+  await cluster.ready(["n2"], { since });
+  const back = (Date.now() - since.getTime()) / 1000;
+  pods = [...pods.filter(({ node }) => node.name !== "n2"), await podOn("n2", since)];
+  console.log(
+    `power on to Ready: ${back.toFixed(1)} s, to a ready pod: ${(Date.now() - since.getTime()) / 1000} s`,
+  );
+  expect(await key()).toBe(before);
+  expect(await allUnreached()).toEqual([]);
+  expect(await others.stop()).toMatchObject({ lost: 0 });
+});
+
+test("with the agent held back after a reboot no pod starts", async () => {
+  const node = cluster.node("n3");
+  await node.powerOff();
+  const elsewhere = {
+    matchExpressions: [{ key: "kubernetes.io/hostname", operator: "NotIn", values: ["n3"] }],
+  };
+  const required = { requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: [elsewhere] } };
+  await patchDaemonSet({ template: { spec: { affinity: { nodeAffinity: required } } } });
+  const since = new Date();
+  await node.powerOn();
+  await cluster.api.create(heldPod);
+  // kubelet says so of each pod that it would like to start
+  await until(
+    "kubelet to hold the pod back",
+    async () => {
+      const events = await cluster.api.list<ApiObject & { reason: string }>(
+        "/api/v1/namespaces/default/events?fieldSelector=involvedObject.name=held",
+      );
+      return events.some(({ reason }) => reason === "NetworkNotReady");
+    },
+    { timeout: 60_000 },
+  );
+  const why = conditions(await cluster.api.node("n3")).find(({ type }) => type === "Ready");
+  expect(why).toMatchObject({
+    status: "False",
+    message: expect.stringContaining("cni plugin not initialized"),
+  });
+  expect((await node.tasks()).size).toBe(0);
+
+  await patchDaemonSet({ template: { spec: { affinity: null } } });
+  await cluster.ready(["n3"], { since });
+  await cluster.pods("app=held", 1);
+  pods = [...pods.filter(({ node }) => node.name !== "n3"), await podOn("n3", since)];
+  expect(await allUnreached()).toEqual([]);
+});
+
+const heldPod = {
+  apiVersion: "v1",
+  kind: "Pod",
+  metadata: { name: "held", namespace: "default", labels: { app: "held" } },
+  spec: {
+    nodeName: "n3",
+    terminationGracePeriodSeconds: 0,
+    tolerations: [{ operator: "Exists" }],
+    containers: [
+      {
+        name: "held",
+        image: "docker.io/library/busybox:lab",
+        imagePullPolicy: "Never",
+        command: ["sleep", "1000000"],
+      },
+    ],
+  },
+};
+
+async function allUnreached(): Promise<string[]> {
+  const all = await ways(cluster, pods);
+  await settle(all, pods);
+  return unreached(await reachability(all));
+}
+
+function on(node: string): ClusterPod {
+  return pods.find((pod) => pod.node.name === node)!;
+}
+
+/** The Deployment's pod on a node, once it has started after a time. */
+async function podOn(name: string, since: Date): Promise<ClusterPod> {
+  const path = `/api/v1/namespaces/default/pods?labelSelector=app%3Dweb&fieldSelector=spec.nodeName%3D${name}`;
+  const pod = await until(
+    `a ready pod on ${name}`,
+    async () => (await cluster.api.list<PodObject>(path)).find((pod) => isReady(pod, since)),
+    { timeout: 30_000 },
+  );
+  return await ClusterPod.enter(cluster.node(name), pod);
+}
+
+async function agentPod(node: string): Promise<PodObject> {
+  const path = `/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io/name%3Dwigglenet&fieldSelector=spec.nodeName%3D${node}`;
+  return await until(`an agent on ${node}`, async () => {
+    const pods = await cluster.api.list<PodObject>(path);
+    return pods.find((pod) => !pod.metadata.deletionTimestamp && isReady(pod));
+  });
+}
+
+interface LogLine {
+  time: string;
+  msg: string;
+}
+
+async function agentLog(node: string): Promise<LogLine[]> {
+  const { metadata } = await agentPod(node);
+  const log = await cluster.kubectl`-n kube-system logs ${metadata.name}`;
+  return log.stdout
+    .split("\n")
+    .flatMap((line) => (line.startsWith("{") ? [JSON.parse(line) as LogLine] : []));
+}
+
+const said = (lines: LogLine[], msg: string) => lines.some((line) => line.msg === msg);
+
+function patchDaemonSet(spec: object): Promise<ApiObject> {
+  return cluster.api.request("PATCH", daemonSet, { spec }, "application/strategic-merge-patch+json");
+}
+
+const withCapabilities = (add: string[]) => ({ securityContext: { capabilities: { drop: ["ALL"], add } } });
+
+/** Deletes a node's agent and waits for the next one. */
+async function restartAgent(node: string): Promise<void> {
+  const { metadata } = await agentPod(node);
+  await cluster.kubectl`-n kube-system delete pod ${metadata.name}`;
+}
