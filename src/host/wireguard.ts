@@ -96,8 +96,9 @@ export interface PeerChanges {
 
 /** An endpoint that WireGuard moved (roaming) stays while the peer was heard of within this time, in seconds. */
 const handshakeLimit = 180;
-// A command line may be 128 KiB an argument and 2 MiB in all.
-const peersPerCommand = 500;
+// The kernel takes 128 KiB an argument and 2 MiB in all.
+const charactersPerCommand = 100_000;
+const prefixesPerArgument = 1_000;
 
 /**
  * @param wanted the endpoints that were last set by us, by public key
@@ -142,16 +143,13 @@ export function diffPeers(
     .flatMap((peer) => tunnel.peers.get(peer.publicKey)?.allowedIps ?? [])
     .filter((prefix) => !claimed.has(prefix))
     .sort(compareAddresses);
-  const removals = [
-    // A prefix leaves a peer, whose others stay as they are, by moving to a peer that is removed at once.
-    ...(surplus.length > 0
-      ? [
-          ["peer", throwAway, "allowed-ips", surplus.join(",")],
-          ["peer", throwAway, "remove"],
-        ]
-      : []),
-    ...gone.map((publicKey) => ["peer", publicKey, "remove"]),
-  ];
+  const removals: string[][] = [];
+  // A prefix leaves a peer, whose others stay as they are, by moving to a peer that is removed at once.
+  for (let from = 0; from < surplus.length; from += prefixesPerArgument) {
+    const prefixes = surplus.slice(from, from + prefixesPerArgument).join(",");
+    removals.push(["peer", throwAway, "allowed-ips", prefixes, "peer", throwAway, "remove"]);
+  }
+  for (const publicKey of gone) removals.push(["peer", publicKey, "remove"]);
   return {
     add: inChunks(link, settings),
     remove: inChunks(link, removals),
@@ -175,8 +173,16 @@ function endpointToSet(
 }
 
 function inChunks(link: string, settings: readonly string[][]): Command[] {
-  const commands: Command[] = [];
-  for (let from = 0; from < settings.length; from += peersPerCommand)
-    commands.push(command`wg set ${link} ${settings.slice(from, from + peersPerCommand).flat()}`);
-  return commands;
+  const chunks: string[][] = [];
+  let length = Number.POSITIVE_INFINITY;
+  for (const words of settings) {
+    const more = words.join(" ").length + 1;
+    if (length + more > charactersPerCommand) {
+      chunks.push([]);
+      length = 0;
+    }
+    chunks.at(-1)?.push(...words);
+    length += more;
+  }
+  return chunks.map((words) => command`wg set ${link} ${words}`);
 }

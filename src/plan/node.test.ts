@@ -117,6 +117,7 @@ describe("a node of our kind, by its annotations alone", () => {
     [cidrs, `["fe80::/64"]`],
     [cidrs, "true"],
     [cidrs, "7"],
+    [cidrs, JSON.stringify(Array.from({ length: 257 }, (_, n) => `10.${n % 256}.${n >> 8}.0/24`))],
     [ips, `["192.0.2.7/32"]`],
     [ips, `["node-7.example.com"]`],
     [ips, `["192.0.2.7","169.254.169.254"]`],
@@ -126,7 +127,8 @@ describe("a node of our kind, by its annotations alone", () => {
   ])("malformed, and costs the node its key: %s = %s", (name, value) => {
     const record = fromAnnotations({ metadata: metadata({ [name]: value }) });
     expect(record.publicKey).toBeUndefined();
-    expect(record.problems).toEqual([expect.stringContaining(`${name}: ${JSON.stringify(value)} is not `)]);
+    const shown = value.length > 80 ? `${value.slice(0, 80)}…` : value;
+    expect(record.problems).toEqual([expect.stringContaining(`${name}: ${JSON.stringify(shown)} is not `)]);
   });
 
   test("all that is malformed is told at once, each cut to what a log line bears", () => {

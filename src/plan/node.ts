@@ -153,6 +153,9 @@ function record(
   };
 }
 
+// An annotation may have 256 KiB: enough for prefixes that no command line takes.
+const mostEntries = 256;
+
 interface ParsedAnnotations {
   publicKey: string | undefined;
   podCidrs: string[];
@@ -171,7 +174,7 @@ function parseAnnotations(annotations: Record<string, string>): ParsedAnnotation
   const list = (name: string, parse: (text: string) => string | undefined, right: string): string[] => {
     const value = parseList(annotations[name]);
     const parsed = value?.map((entry) => (typeof entry === "string" ? parse(entry) : undefined));
-    if (parsed === undefined || parsed.includes(undefined)) {
+    if (parsed === undefined || parsed.includes(undefined) || parsed.length > mostEntries) {
       wrong(name, right);
       return [];
     }
@@ -182,8 +185,16 @@ function parseAnnotations(annotations: Record<string, string>): ParsedAnnotation
   if (key && publicKey === undefined) wrong(annotation.publicKey, "base64 of 32 bytes");
   return {
     publicKey,
-    podCidrs: list(annotation.podCidrs, parseUsablePrefix, "a JSON list of unicast prefixes"),
-    nodeIps: list(annotation.nodeIps, parseUsableAddress, "a JSON list of unicast addresses"),
+    podCidrs: list(
+      annotation.podCidrs,
+      parseUsablePrefix,
+      `a JSON list of at most ${mostEntries} unicast prefixes`,
+    ),
+    nodeIps: list(
+      annotation.nodeIps,
+      parseUsableAddress,
+      `a JSON list of at most ${mostEntries} unicast addresses`,
+    ),
     problems,
   };
 }
