@@ -47,7 +47,7 @@ export function classify(line: string, expected: Expectation): Signal {
   if (name.startsWith("veth") || name === "lo") return "none";
   const lost = deleted !== undefined || (label === "LINK" && !/<[^>]*\bUP\b[^>]*>/.test(text));
   // A link that went down, or that lost its last address, has lost its IPv4 routes without a word.
-  return lost && name === expected.link ? "everything" : "links";
+  return lost && (name === expected.link || expected.followsUnderlay) ? "everything" : "links";
 }
 
 function classifyRoute(text: string, deleted: boolean, expected: Expectation): Signal {
