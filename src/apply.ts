@@ -187,17 +187,35 @@ export class Host {
   async #applyLink(desired: Desired): Promise<true> {
     const { linkName, procSysNet, podIpv6Dad } = this.#config;
     const own = (await this.links()).find((link) => link.name === linkName);
+    const skipDad = !podIpv6Dad;
     if (desired.link === undefined) {
-      // Left by an earlier configuration with a tunnel. One that a wireguard-go serves goes with that.
-      if (own?.kind === "wireguard")
-        await this.perform("link removed", [command`ip link delete dev ${linkName}`]);
+      await this.perform("sysctls", await diffSysctls(procSysNet, { skipDad }));
+      if (own) await this.#retireLink(own);
       return true;
     }
-    await this.perform("sysctls", await diffSysctls(procSysNet, linkName, !podIpv6Dad));
+    const linkSysctls = { skipDad, link: linkName, linkToCome: this.#hands.paper };
+    await this.perform("sysctls", await diffSysctls(procSysNet, linkSysctls));
     const steps = own ? diffLink(linkName, desired.link, own) : [];
     await this.perform("link set up", steps, desired.link);
     if (steps.length > 0 && !this.#hands.paper) this.#links = undefined;
     return true;
+  }
+
+  /** Of an earlier configuration with a tunnel. */
+  async #retireLink(link: Link): Promise<void> {
+    // Routes go with their link or its last address.
+    this.#routes = undefined;
+    if (link.kind === "wireguard")
+      await this.perform("link removed", [command`ip link delete dev ${link.name}`]);
+    // One that a wireguard-go serves, which may be a service of the node, stays with that: empty.
+    const addressed = link.addresses.some((entry) => entry.global);
+    if (link.kind !== "tun" || !addressed) return;
+    const tunnel = await observeTunnel(link.name);
+    await this.perform("link emptied", [
+      ...diffPeers(link.name, [], tunnel, new Map(), 0).remove,
+      ...diffLink(link.name, { mtu: link.mtu, addresses: [] }, link),
+    ]);
+    this.#links = undefined;
   }
 
   async #withTunnel(result: Tunnel, change: () => Promise<void>): Promise<void> {

@@ -68,13 +68,16 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
   process.exit(0);
 }
 
+/** Stands for what only the shell will know that the commands of a dry run are pasted into. */
+const publicKeyToCome = "<public key>";
+
 /** Prints what a first pass would do, in order, and changes nothing. */
 async function dryRun(config: Config, log: Logger): Promise<void> {
   const client = new ApiClient(config.kubeconfig);
   let publicKey = hasTunnel(config) ? await observePublicKey(config.privateKeyPath) : null;
   if (publicKey === undefined) {
     console.log(`wg genkey | install -D -m 0600 /dev/stdin ${config.privateKeyPath}`);
-    publicKey = "the public key of the private key that is made first";
+    publicKey = publicKeyToCome;
   }
   const stop = new AbortController();
   const { agent, nodes } = assemble(config, log, client, publicKey, () => ({
@@ -82,16 +85,15 @@ async function dryRun(config: Config, log: Logger): Promise<void> {
     perform: async (steps) => {
       for (const step of steps) console.log(printStep(step));
     },
-    createLink: async (name, mode) =>
-      console.log(mode === "userspace" ? `wireguard-go ${name}` : printStep(createKernelLink(name))),
+    createLink: async (name, mode) => {
+      const [kernel, userspace] = [printStep(createKernelLink(name)), `wireguard-go ${name}`];
+      console.log({ kernel, userspace, auto: `${kernel} || ${userspace}` }[mode]);
+    },
     annotate: async (annotations) => {
       const patch = JSON.stringify({ metadata: { annotations } });
-      console.log(
-        printStep({
-          kind: "run",
-          argv: ["kubectl", "patch", "node", config.nodeName, "--type=merge", "-p", patch],
-        }),
-      );
+      const argv = ["kubectl", "patch", "node", config.nodeName, "--type=merge", "-p", patch];
+      const derived = `'"$(wg pubkey < ${config.privateKeyPath})"'`;
+      console.log(printStep({ kind: "run", argv }).replace(publicKeyToCome, () => derived));
     },
   }));
   const cluster = nodes.run(stop.signal);

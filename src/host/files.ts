@@ -65,18 +65,24 @@ export function diffCni(path: string, desired: string, observed: ObservedCni): S
   ];
 }
 
-/** Sysctls below `root` that differ: the tunnel link's rp_filter is loose, and new links skip duplicate address detection. */
-export async function diffSysctls(root: string, link: string, skipDad: boolean): Promise<Step[]> {
-  const wanted: [string, string][] = [
-    // A NodePort connection from another node comes by the tunnel though its source is routed to the underlay.
-    [`ipv4/conf/${link}/rp_filter`, "2"],
-    ...(skipDad ? ([["ipv6/conf/default/accept_dad", "0"]] as [string, string][]) : []),
-  ];
+/**
+ * Sysctls below `root` that differ: the tunnel link's rp_filter is loose, and new links skip duplicate address
+ * detection. With `linkToCome` the link may be one that is not there yet, as on paper.
+ */
+export async function diffSysctls(
+  root: string,
+  { skipDad, link, linkToCome = false }: { skipDad: boolean; link?: string; linkToCome?: boolean },
+): Promise<Step[]> {
+  const wanted: { name: string; value: string; toCome?: boolean }[] = [];
+  // A NodePort connection from another node comes by the tunnel though its source is routed to the underlay.
+  if (link !== undefined)
+    wanted.push({ name: `ipv4/conf/${link}/rp_filter`, value: "2", toCome: linkToCome });
+  if (skipDad) wanted.push({ name: "ipv6/conf/default/accept_dad", value: "0" });
   const steps: Step[] = [];
-  for (const [name, value] of wanted) {
+  for (const { name, value, toCome = false } of wanted) {
     const path = join(root, name);
     const present = (await readIfThere(path))?.trim();
-    if (present !== undefined && present !== value) steps.push({ kind: "sysctl", path, value });
+    if (present === undefined ? toCome : present !== value) steps.push({ kind: "sysctl", path, value });
   }
   return steps;
 }

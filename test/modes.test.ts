@@ -1,0 +1,214 @@
+/** Native routing by family, firewall-only, and what `--dry-run` prints. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { kubernetesDir, repository } from "./lab/cache.ts";
+import { Lab } from "./lab/lab.ts";
+import { cniFile, type LightNode } from "./lab/lightnode.ts";
+import type { Host } from "./lab/namespace.ts";
+import type { Pod } from "./lab/pod.ts";
+import { until } from "./lab/process.ts";
+import { stateOf } from "./lab/state.ts";
+
+const key = "wigglenet/public-key";
+const privateKey = "/etc/wigglenet/private.key";
+const native = (ipv4: boolean, ipv6: boolean) => ({
+  NATIVE_ROUTING_IPV4: String(ipv4),
+  NATIVE_ROUTING_IPV6: String(ipv6),
+});
+
+let lab: Lab;
+let n1: LightNode, n2: LightNode;
+
+beforeAll(async () => {
+  // A child rather than a service, so that no link is there before the agent wants one.
+  lab = await Lab.start({ nodes: 2, agents: false, wireguard: "child" });
+  [n1, n2] = lab.nodes as [LightNode, LightNode];
+}, 60_000);
+afterAll(() => lab?.[Symbol.asyncDispose]());
+
+async function inSync(node: LightNode): Promise<void> {
+  await until(`${node.name} to be in sync`, () => node.agentLog().some((line) => line.msg === "in sync"), {
+    why: () => JSON.stringify(node.agentLog().slice(-3)),
+  });
+}
+
+/** Starts the agents anew, with native routing for these families. */
+async function run(ipv4: boolean, ipv6: boolean): Promise<void> {
+  for (const node of lab.nodes) if (node.agentRuns) expect(await node.stopAgent()).toBe(0);
+  await lab.startAgents(native(ipv4, ipv6));
+  await Promise.all(lab.nodes.map(inSync));
+  await until("both to know each other", async () => {
+    const counts = await Promise.all(lab.nodes.map(async (node) => (await stateOf(node)).wireguard.length));
+    return (ipv4 && ipv6) || counts.every((count) => count === 2);
+  });
+}
+
+describe("native routing", () => {
+  let p1: Pod, p2: Pod;
+
+  /** What an underlay that routes pods has; `ip route replace` of the agent's takes a route's place. */
+  async function routeByUnderlay(verb: "replace" | "delete"): Promise<void> {
+    for (const [from, to] of [
+      [n1, n2],
+      [n2, n1],
+    ] as const)
+      for (const cidr of await to.podCIDRs()) {
+        const family = cidr.includes(":") ? "ipv6" : "ipv4";
+        await from.namespace.ip(`route ${verb} ${cidr} via ${to.addresses[family]}`);
+      }
+  }
+
+  const clear = (family: "ipv4" | "ipv6") => `host ${p1.addresses[family]} and not udp port 24601`;
+  const underlayMtu = (node: LightNode) => JSON.parse(node.read(cniFile)!).plugins[0].mtu as number;
+  const pairs = () =>
+    [p1, p2, n1, n2].flatMap((a) =>
+      [p1, p2]
+        .filter((b) => b !== a)
+        .flatMap(
+          (b) =>
+            [
+              [a, b],
+              [b, a],
+            ] as [typeof a, typeof a][],
+        ),
+    );
+
+  test("for both: no link, no key, no routes, no mark; pods go by the underlay", async () => {
+    await run(true, true);
+    await routeByUnderlay("replace");
+    [p1, p2] = await Promise.all([n1.pod("p"), n2.pod("p")]);
+    for (const node of lab.nodes) {
+      const state = await stateOf(node);
+      expect(state).toMatchObject({ link: [], routes: [], wireguard: [] });
+      expect(state.rules.join("\n")).not.toContain("24601");
+      expect(state.nftables.join("\n")).not.toContain("mark set");
+      expect(state.annotations).not.toContainKey(key);
+      expect(state.annotations["wigglenet/pod-cidrs"]).toBe(JSON.stringify(await node.podCIDRs()));
+      expect(underlayMtu(node)).toBe(1500);
+      expect(node.read(privateKey)).toBeUndefined();
+    }
+    expect(await lab.unreached(pairs())).toEqual([]);
+    expect(await lab.unreached([p1, p2], { protocols: ["icmp"], size: 1500, dontFragment: true })).toEqual(
+      [],
+    );
+    expect(await lab.reach(p1, p2)).toMatchObject({ seen: p1.addresses.ipv4! });
+    expect(await lab.reach(p1, lab.outside)).toMatchObject({ seen: n1.addresses.ipv4! });
+  });
+
+  test("for IPv4 alone: IPv6 in the tunnel", async () => {
+    await run(true, false);
+    for (const [node, other] of [
+      [n1, n2],
+      [n2, n1],
+    ] as const) {
+      const state = await stateOf(node);
+      expect(state.routes.filter((route) => !route.startsWith("-6 "))).toEqual([]);
+      expect(state.routes.length).toBeGreaterThan(0);
+      const rules = state.rules.filter((rule) => rule.includes("24601"));
+      expect(rules.map((rule) => rule.slice(0, 3))).toEqual(["-6 "]);
+      const marks = state.nftables.filter((line) => line.includes("mark set"));
+      expect(marks.length).toBeGreaterThan(0);
+      expect(marks.filter((line) => !line.includes("ip6 saddr"))).toEqual([]);
+      const { stdout } = await node.$`wg show wigglenet allowed-ips`;
+      const ipv6 = (await other.podCIDRs()).find((cidr) => cidr.includes(":"))!;
+      expect(stdout.trim().split("\t")[1]!.split(" ").sort()).toEqual(
+        [ipv6, `${other.addresses.ipv6}/128`].sort(),
+      );
+      expect(underlayMtu(node)).toBe(1420);
+    }
+    await lab.shakeHands();
+    await using ipv4 = await lab.capture(clear("ipv4"));
+    await using ipv6 = await lab.capture(clear("ipv6"));
+    expect(await lab.unreached(pairs())).toEqual([]);
+    expect((await ipv4.stop()).length).toBeGreaterThan(0);
+    expect(await ipv6.stop()).toEqual([]);
+  });
+
+  test("switched off on nodes that run: all in the tunnel", async () => {
+    await run(false, false);
+    await lab.shakeHands();
+    await using ipv4 = await lab.capture(clear("ipv4"));
+    await using ipv6 = await lab.capture(clear("ipv6"));
+    expect(await lab.unreached(pairs())).toEqual([]);
+    expect([await ipv4.stop(), await ipv6.stop()]).toEqual([[], []]);
+  });
+
+  test("switched on again on nodes that run: nothing of the tunnel stays", async () => {
+    await run(true, true);
+    await routeByUnderlay("replace");
+    for (const node of lab.nodes) {
+      const state = await stateOf(node);
+      expect(state.routes).toEqual([]);
+      expect(state.rules.join("\n")).not.toContain("24601");
+      expect(state.nftables.join("\n")).not.toContain("mark set");
+      expect(state.annotations).not.toContainKey(key);
+      expect(underlayMtu(node)).toBe(1500);
+      // A wireguard-go and its link stay, as they may be a service of the node: without addresses and peers.
+      expect(state.link.filter((line) => line.includes(" inet"))).toEqual([]);
+      expect(state.wireguard.slice(1)).toEqual([]);
+      // For the day that the tunnel comes back.
+      expect(node.read(privateKey)).toBeDefined();
+    }
+    expect(await lab.unreached(pairs())).toEqual([]);
+  });
+});
+
+test("FIREWALL_ONLY: the annotations and nothing else", async () => {
+  const node = await lab.addNode({ env: { FIREWALL_ONLY: "1" } }, { agent: true });
+  const cidrs = JSON.stringify(await node.podCIDRs());
+  await until(
+    "the annotations",
+    async () => (await node.object()).metadata.annotations?.["wigglenet/pod-cidrs"] === cidrs,
+  );
+  const state = await stateOf(node);
+  expect(state).toMatchObject({
+    link: [],
+    routes: [],
+    wireguard: [],
+    nftables: [],
+    cni: { target: undefined, content: undefined },
+    annotations: {
+      "wigglenet/node-ips": JSON.stringify(Object.values(node.addresses)),
+      "wigglenet/pod-cidrs": cidrs,
+    },
+  });
+  expect(state.annotations).not.toContainKey(key);
+  expect(state.rules.join("\n")).not.toContain("24601");
+  expect(node.read(privateKey)).toBeUndefined();
+  await lab.removeNode(node);
+});
+
+describe("--dry-run", () => {
+  /** All that a command could change, whoever's it is. */
+  async function everything(node: LightNode): Promise<string> {
+    const { stdout } =
+      await node.$`ip -o address show; ip route show table all; ip -6 route show table all; ip rule
+      ip -6 rule; nft list ruleset; ls -lR --time-style=full-iso /run /etc/cni /etc/wigglenet
+      head /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_dad`;
+    return `${stdout}${JSON.stringify((await node.object()).metadata.annotations ?? {})}`;
+  }
+
+  const dryRun = (node: LightNode) =>
+    node.namespace.run([`${repository}/dist/wigglenet`, "agent", "--dry-run"], { env: node.agentEnv() });
+
+  test("changes nothing, and what it prints leaves the agent nothing to do", async () => {
+    await run(false, false);
+    const node = await lab.addNode();
+    await node.podCIDRs();
+    await until("the link-local address", async () => !(await everything(node)).includes("tentative"));
+    const before = await everything(node);
+    const text = await dryRun(node);
+    expect(await everything(node)).toBe(before);
+    expect(await dryRun(node)).toBe(text);
+
+    const env = { ...node.agentEnv(), PATH: `${kubernetesDir}/bin:${process.env.PATH}` };
+    await node.namespace.run(["/bin/sh", "-euc", text], { env });
+    const pasted = await stateOf(node);
+    expect(await dryRun(node)).toBe("");
+    await node.startAgent();
+    await inSync(node);
+    expect(await stateOf(node)).toEqual(pasted);
+    expect(node.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
+    const pod = await node.pod("p");
+    expect(await lab.unreached(lab.nodes.map((other): [Host, Host] => [other, pod]))).toEqual([]);
+  });
+});
