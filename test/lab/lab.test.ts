@@ -1,6 +1,7 @@
 /** The lab itself, without the agent: pods by a CNI file of the test's own, plain routes over the underlay. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { ApiError } from "./api.ts";
 import { kubernetes, repository } from "./cache.ts";
 import { anythingClear } from "./capture.ts";
@@ -220,6 +221,18 @@ test("an agent that ends or writes no CNI file is reported with its log", async 
   const node = await lab.addNode({}, { agent: false });
   await expect(node.ready(50)).rejects.toThrow("no agent was started");
   await lab.removeNode(node);
+});
+
+test("a start that fails leaves nothing, and says why", async () => {
+  const labs = async () =>
+    (await Array.fromAsync(new Bun.Glob("wigglenet-lab-*/owner").scan(tmpdir()))).sort();
+  const mine = async () =>
+    (await labs()).filter((file) =>
+      readFileSync(`${tmpdir()}/${file}`, "utf8").startsWith(`${process.pid} `),
+    );
+  const before = await mine();
+  await expect(Lab.start({ nodes: 1, binary: "/bin/false" })).rejects.toThrow("agent of n1 has ended");
+  expect(await mine()).toEqual(before);
 });
 
 test.each(["ipv4", "ipv6"] as const)("a control plane and an underlay with %s only", async (family) => {

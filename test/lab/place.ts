@@ -155,7 +155,7 @@ export class Place {
   }
 
   async close(): Promise<void> {
-    process.kill(this.pid, "SIGKILL");
+    if (this.running) process.kill(this.pid, "SIGKILL");
     await this.#child.exited;
   }
 }

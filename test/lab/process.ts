@@ -16,7 +16,8 @@ export async function until<T>(
   for (const end = performance.now() + timeout * patience; ; await sleep(every)) {
     const got = await attempt();
     if (got !== undefined && got !== false) return got;
-    if (performance.now() > end) throw new Error(`${what}: not within ${timeout * patience} ms. ${await why()}`);
+    if (performance.now() > end)
+      throw new Error(`${what}: not within ${timeout * patience} ms. ${await why()}`);
   }
 }
 

@@ -44,7 +44,8 @@ export class Underlay implements AsyncDisposable {
   static async start(families: Families = "dual"): Promise<Underlay> {
     const dir = makeScratch();
     const [router, outside] = await Promise.all([Namespace.create("router"), Namespace.create("outside")]);
-    const underlay = new Underlay(dir, router, outside, pick(families, outsideAddresses));
+    await using parts = new AsyncDisposableStack();
+    const underlay = parts.use(new Underlay(dir, router, outside, pick(families, outsideAddresses)));
     await router.sysctl({
       "net.ipv4.ip_forward": 1,
       "net.ipv6.conf.all.forwarding": 1,
@@ -68,6 +69,7 @@ export class Underlay implements AsyncDisposable {
       ...(families === "ipv6" ? [] : ["addr add 172.31.0.2/24 dev eth0", "route add default via 172.31.0.1"]),
       ...(families === "ipv4" ? [] : ["addr add fd31::2/64 dev eth0 nodad", "route add default via fd31::1"]),
     );
+    parts.move();
     return underlay;
   }
 
