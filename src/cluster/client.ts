@@ -55,6 +55,9 @@ export class ApiClient {
     const headers = new Headers(options.headers as Record<string, string>);
     headers.set("Accept", request.accept ?? "application/json");
     headers.set("User-Agent", "wigglenet");
+    // The library keeps a token for a minute, in which one that was revoked would be refused.
+    const tokenFile: string | undefined = this.#kubeConfig.getCurrentUser()?.authProvider?.config?.tokenFile;
+    if (tokenFile) headers.set("Authorization", `Bearer ${readFileSync(tokenFile, "utf8").trim()}`);
     if (options.auth) headers.set("Authorization", `Basic ${btoa(options.auth)}`);
     if (request.contentType) headers.set("Content-Type", request.contentType);
     const response = await fetch(this.server + request.path, {

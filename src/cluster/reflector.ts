@@ -1,4 +1,5 @@
 /** Follows one collection of objects: a paged list, then a watch with bookmarks, for ever. */
+import { setTimeout } from "node:timers/promises";
 import type { Logger } from "pino";
 import { type ApiClient, ApiError } from "./client.ts";
 
@@ -30,49 +31,72 @@ export interface Follower<T> {
   removed(item: T): void;
 }
 
+export interface Timing {
+  /** Milliseconds of silence after which a watch is given up. */
+  silence: number;
+  /** Milliseconds that a watch lasts at least if all is well. */
+  brief: number;
+  /** Milliseconds to wait after so many attempts in a row that failed or were brief. */
+  wait(attempts: number): number;
+}
+
 const pageSize = 500;
-// The API server sends a bookmark about once a minute: silence for longer means a dead connection.
-const silenceLimit = 150_000;
 const watchSeconds = 300;
+const usual: Timing = {
+  // The API server sends a bookmark about once a minute: silence for longer means a dead connection.
+  silence: 150_000,
+  brief: 5_000,
+  wait: (attempts) => backoff(attempts, Math.random()),
+};
 
 /** Runs until `signal` aborts. An API server that is away is waited for; what is known stays as it is meanwhile. */
 export async function follow<T extends ApiObject>(
   collection: Collection,
   follower: Follower<T>,
   signal: AbortSignal,
+  timing: Timing = usual,
 ): Promise<void> {
+  const { path, log } = collection;
   let version: string | undefined;
-  let failures = 0;
+  let attempts = 0;
+  let told = false;
   while (!signal.aborted) {
+    let openedAt = Number.POSITIVE_INFINITY;
+    let trouble: Error | undefined;
     try {
       if (version === undefined) {
         const list = await listAll<T>(collection, signal);
         version = list.version;
         follower.replaced(list.items);
       }
-      const resumed = failures > 0;
-      version = await watch(collection, version, follower, signal, () => {
-        if (resumed) collection.log.info({ path: collection.path }, "the API server is back");
-        failures = 0;
+      await watch(collection, version, follower, signal, timing.silence, {
+        opened: () => {
+          openedAt = performance.now();
+          if (told) log.info({ path }, "the API server is back");
+          told = false;
+        },
+        reached: (reached) => {
+          version = reached;
+        },
       });
     } catch (error) {
-      if (signal.aborted) return;
-      if (error instanceof ApiError && error.status === 410) {
-        // Our version is older than what the server remembers: not a fault, but a new list is needed.
-        version = undefined;
-        if (failures === 0) {
-          failures = 1;
-          continue;
-        }
-      }
-      failures += 1;
-      const wait = backoff(failures, Math.random());
-      collection.log[failures === 1 ? "warn" : "debug"](
-        { path: collection.path, error: (error as Error).message, retryInMs: wait },
-        "cannot follow",
-      );
-      await Bun.sleep(wait);
+      trouble = error as Error;
     }
+    if (signal.aborted) return;
+    // Our version is older than what the server remembers: not a fault, but a new list is needed.
+    const expired = trouble instanceof ApiError && trouble.status === 410;
+    if (expired) version = undefined;
+    const brief = performance.now() - openedAt < timing.brief || openedAt === Number.POSITIVE_INFINITY;
+    if (!brief) attempts = 0;
+    if (!brief && (trouble === undefined || expired)) continue;
+    // A server, or a proxy, that ends each watch at once is not to be asked in a tight loop.
+    attempts += 1;
+    const wait = timing.wait(attempts);
+    if (trouble !== undefined && !expired) {
+      log[told ? "debug" : "warn"]({ path, error: trouble.message, retryInMs: wait }, "cannot follow");
+      told = true;
+    }
+    await setTimeout(wait, undefined, { signal }).catch(() => undefined);
   }
 }
 
@@ -103,22 +127,21 @@ async function listAll<T>(
   }
 }
 
-/** Gives the version to go on from, once the server ends the watch. */
+/** Runs until the server ends the watch, or the connection drops after something was delivered. */
 async function watch<T extends ApiObject>(
   collection: Collection,
   from: string,
   follower: Follower<T>,
   signal: AbortSignal,
-  opened: () => void,
-): Promise<string> {
+  silenceLimit: number,
+  on: { opened(): void; reached(version: string): void },
+): Promise<void> {
   const silence = new AbortController();
-  const arm = () =>
-    setTimeout(
-      () => silence.abort(new Error(`no word from the API server for ${silenceLimit / 1000} s`)),
-      silenceLimit,
-    );
-  let timer = arm();
-  let version = from;
+  const timer = globalThis.setTimeout(
+    () => silence.abort(new Error(`no word from the API server for ${silenceLimit / 1000} s`)),
+    silenceLimit,
+  );
+  let delivered = false;
   try {
     const response = await collection.client.open({
       path: `${collection.path}?${query(collection, {
@@ -131,23 +154,20 @@ async function watch<T extends ApiObject>(
       accept: accept(collection, "PartialObjectMetadata"),
       signal: AbortSignal.any([signal, silence.signal]),
     });
-    opened();
+    on.opened();
     for await (const line of lines(response)) {
-      clearTimeout(timer);
-      timer = arm();
+      timer.refresh();
       const event = JSON.parse(line) as { type: string; object: T & { code?: number; message?: string } };
       if (event.type === "ERROR")
         throw new ApiError(event.object.code ?? 500, event.object.message ?? "the watch failed");
-      version = event.object.metadata.resourceVersion ?? version;
       if (event.type === "ADDED" || event.type === "MODIFIED") follower.changed(event.object);
       else if (event.type === "DELETED") follower.removed(event.object);
+      if (event.object.metadata.resourceVersion) on.reached(event.object.metadata.resourceVersion);
+      delivered = true;
     }
-    return version;
   } catch (error) {
-    if (error instanceof ApiError) throw error;
-    // A dropped connection loses nothing that was already delivered: go on from there.
-    if (version !== from) return version;
-    throw error;
+    // A dropped connection loses nothing that was already delivered: it goes on from there.
+    if (error instanceof ApiError || !delivered) throw error;
   } finally {
     clearTimeout(timer);
   }

@@ -1,0 +1,257 @@
+/** An API server with Nodes and nothing else, for the unit tests: lists by pages, watches, and can be made to fail. */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import pino from "pino";
+import type { NodeObject } from "../plan/node.ts";
+import { ApiClient } from "./client.ts";
+import type { ApiObject } from "./reflector.ts";
+
+export type FakeNode = ApiObject & NodeObject;
+
+interface Watcher {
+  selects(node: FakeNode): boolean;
+  metadataOnly: boolean;
+  stream: ReadableStreamDefaultController<Uint8Array>;
+}
+
+/** A Node of this name with these annotations. */
+export function fakeNode(name: string, annotations: Record<string, string> = {}): FakeNode {
+  return {
+    metadata: { name, annotations },
+    spec: { podCIDRs: ["10.1.0.0/24"] },
+    status: { addresses: [{ type: "InternalIP", address: "192.0.2.1" }] },
+  };
+}
+
+export class FakeApi implements AsyncDisposable {
+  /** Method, path and query of each request, in order. */
+  readonly requests: URL[] = [];
+  readonly headers: Headers[] = [];
+  readonly bodies: string[] = [];
+  readonly logged: string[] = [];
+  /** How many objects a page has at most, whatever was asked for. */
+  page = 2;
+  /** Answers instead of the usual, where it gives a response. */
+  intercept: (url: URL, request: Request) => Response | undefined = () => undefined;
+
+  readonly #nodes = new Map<string, FakeNode>();
+  readonly #events: { version: number; type: string; node: FakeNode }[] = [];
+  readonly #watchers = new Set<Watcher>();
+  readonly #folder = mkdtempSync(join(tmpdir(), "wigglenet-api-"));
+  #version = 100;
+  #oldest = 0;
+  #server: Bun.Server<undefined> | undefined;
+  #port = 0;
+
+  constructor(...nodes: FakeNode[]) {
+    this.start();
+    for (const node of nodes) this.put(node);
+  }
+
+  get kubeconfig(): string {
+    return join(this.#folder, "kubeconfig");
+  }
+
+  client(user: object = { token: "secret" }): ApiClient {
+    writeFileSync(
+      this.kubeconfig,
+      JSON.stringify({
+        apiVersion: "v1",
+        kind: "Config",
+        clusters: [
+          {
+            name: "c",
+            cluster: { server: `http://127.0.0.1:${this.#port}`, "insecure-skip-tls-verify": true },
+          },
+        ],
+        users: [{ name: "u", user }],
+        contexts: [{ name: "x", context: { cluster: "c", user: "u" } }],
+        "current-context": "x",
+      }),
+    );
+    return new ApiClient(this.kubeconfig);
+  }
+
+  /** A logger whose lines, level and message, end up in `logged`. */
+  readonly log = pino(
+    { level: "debug", base: null, timestamp: false },
+    {
+      write: (line) => {
+        const { level, msg } = JSON.parse(line) as { level: number; msg: string };
+        this.logged.push(`${pino.levels.labels[level]}: ${msg}`);
+      },
+    },
+  );
+
+  start(): void {
+    this.#server = Bun.serve({
+      port: this.#port,
+      hostname: "127.0.0.1",
+      idleTimeout: 0,
+      fetch: (request) => this.#answer(request),
+    });
+    this.#port = this.#server.port ?? 0;
+  }
+
+  /** Away: connections are refused. */
+  async stop(): Promise<void> {
+    this.#watchers.clear();
+    await this.#server?.stop(true);
+  }
+
+  put(node: FakeNode): void {
+    this.#version += 1;
+    const stored = { ...node, metadata: { ...node.metadata, resourceVersion: String(this.#version) } };
+    const type = this.#nodes.has(node.metadata.name) ? "MODIFIED" : "ADDED";
+    this.#nodes.set(node.metadata.name, stored);
+    this.#emit(type, stored);
+  }
+
+  remove(name: string): void {
+    const node = this.#nodes.get(name) as FakeNode;
+    this.#nodes.delete(name);
+    this.#version += 1;
+    this.#emit("DELETED", {
+      ...node,
+      metadata: { ...node.metadata, resourceVersion: String(this.#version) },
+    });
+  }
+
+  /** Forgets what happened so far: a watch from before gets 410. */
+  compact(): void {
+    this.#version += 1;
+    this.#oldest = this.#version;
+  }
+
+  bookmark(): void {
+    const metadata = { name: "", resourceVersion: String(this.#version) };
+    for (const watcher of this.#watchers) send(watcher, "BOOKMARK", { metadata });
+  }
+
+  /** Sends to all watchers what is no event of the usual kind. */
+  say(line: string): void {
+    for (const { stream } of this.#watchers) stream.enqueue(new TextEncoder().encode(line));
+  }
+
+  /** Ends all watches as a server does when their time is over. */
+  end(): void {
+    for (const { stream } of this.#watchers) stream.close();
+    this.#watchers.clear();
+  }
+
+  /** Breaks all connections off. */
+  drop(): void {
+    this.#watchers.clear();
+    void this.#server?.stop(true);
+    this.start();
+  }
+
+  get watching(): number {
+    return this.#watchers.size;
+  }
+
+  /** The requests so far in short: `list`, `list from 2`, `watch from 101`, `get n1`, `patch n0`. */
+  get said(): string[] {
+    return this.requests.map(({ pathname, searchParams }, index) => {
+      const method = this.headers[index]?.get("x-method") ?? "GET";
+      if (method !== "GET") return `${method.toLowerCase()} ${pathname.split("/").at(-1)}`;
+      if (searchParams.has("watch")) return `watch from ${searchParams.get("resourceVersion")}`;
+      const token = searchParams.get("continue");
+      return pathname.endsWith("/nodes")
+        ? `list${token ? ` from ${token}` : ""}`
+        : `get ${pathname.split("/").at(-1)}`;
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+    rmSync(this.#folder, { recursive: true });
+  }
+
+  async #answer(request: Request): Promise<Response> {
+    const url = new URL(request.url);
+    this.requests.push(url);
+    const headers = new Headers(request.headers);
+    headers.set("x-method", request.method);
+    this.headers.push(headers);
+    const intercepted = this.intercept(url, request);
+    if (intercepted) return intercepted;
+    const name = /^\/api\/v1\/nodes\/(.+)$/.exec(url.pathname)?.[1];
+    if (request.method === "PATCH") {
+      this.bodies.push(await request.text());
+      return Response.json({});
+    }
+    if (name !== undefined) {
+      const node = this.#nodes.get(name);
+      return node ? Response.json(node) : failure(404, `nodes "${name}" not found`);
+    }
+    const selector = url.searchParams.get("fieldSelector")?.replace("metadata.name=", "");
+    const selects = (node: FakeNode) => selector === undefined || node.metadata.name === selector;
+    const metadataOnly = request.headers.get("accept")?.includes("as=PartialObjectMetadata") ?? false;
+    return url.searchParams.has("watch")
+      ? this.#watch(Number(url.searchParams.get("resourceVersion")), { selects, metadataOnly })
+      : this.#list(Number(url.searchParams.get("continue") ?? 0), selects, metadataOnly);
+  }
+
+  #list(from: number, selects: Watcher["selects"], metadataOnly: boolean): Response {
+    const all = [...this.#nodes.values()].filter(selects);
+    const to = from + this.page;
+    return Response.json({
+      items: all.slice(from, to).map((node) => shown(node, metadataOnly)),
+      metadata: {
+        resourceVersion: String(this.#version),
+        ...(to < all.length ? { continue: String(to) } : {}),
+      },
+    });
+  }
+
+  #watch(from: number, watcher: Pick<Watcher, "selects" | "metadataOnly">): Response {
+    if (from < this.#oldest) return failure(410, "too old resource version");
+    let watching: Watcher | undefined;
+    const body = new ReadableStream<Uint8Array>({
+      start: (stream) => {
+        watching = { ...watcher, stream };
+        this.#watchers.add(watching);
+        // Bun sends the headers with the first byte.
+        stream.enqueue(new TextEncoder().encode("\n"));
+        for (const { version, type, node } of this.#events)
+          if (version > from && watcher.selects(node)) send(watching, type, node);
+      },
+      cancel: () => {
+        if (watching) this.#watchers.delete(watching);
+      },
+    });
+    return new Response(body, { headers: { "Content-Type": "application/json" } });
+  }
+
+  #emit(type: string, node: FakeNode): void {
+    this.#events.push({ version: this.#version, type, node });
+    for (const watcher of this.#watchers) if (watcher.selects(node)) send(watcher, type, node);
+  }
+}
+
+function shown(node: FakeNode, metadataOnly: boolean): Partial<FakeNode> {
+  return metadataOnly ? { metadata: node.metadata } : node;
+}
+
+function send({ stream, metadataOnly }: Watcher, type: string, node: FakeNode): void {
+  const line = `${JSON.stringify({ type, object: shown(node, metadataOnly) })}\n`;
+  // Cut in two, as a network may.
+  const bytes = new TextEncoder().encode(line);
+  stream.enqueue(bytes.subarray(0, bytes.length >> 1));
+  stream.enqueue(bytes.subarray(bytes.length >> 1));
+}
+
+export function failure(code: number, message: string): Response {
+  return Response.json({ kind: "Status", code, message }, { status: code });
+}
+
+/** Waits until `condition` holds; throws with `what` after four seconds. */
+export async function until(what: string, condition: () => boolean): Promise<void> {
+  const deadline = performance.now() + 4_000;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`not within four seconds: ${what}`);
+    await Bun.sleep(2);
+  }
+}

@@ -1,0 +1,290 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { FakeApi, failure, fakeNode, until } from "./fake-api.ts";
+import { type ApiObject, backoff, follow, lines, type Timing } from "./reflector.ts";
+
+test.each<[failures: number, least: number, most: number]>([
+  [1, 125, 250],
+  [2, 250, 500],
+  [3, 500, 1_000],
+  [7, 8_000, 16_000],
+  [8, 15_000, 30_000],
+  [1_000, 15_000, 30_000],
+])("after %p failures in a row: %p to %p ms", (failures, least, most) => {
+  expect([backoff(failures, 0), backoff(failures, 1)]).toEqual([least, most]);
+});
+
+test("lines, however they arrive, and characters of several bytes", async () => {
+  const bytes = new TextEncoder().encode(`{"a":"é"}\n\n{"b":1}\nhalf`);
+  const oneByOne = new ReadableStream<Uint8Array>({
+    start(stream) {
+      for (const byte of bytes) stream.enqueue(Uint8Array.of(byte));
+      stream.close();
+    },
+  });
+  const found: string[] = [];
+  for await (const line of lines(new Response(oneByOne))) found.push(line);
+  expect(found).toEqual([`{"a":"é"}`, `{"b":1}`]);
+});
+
+describe("following", () => {
+  let api: FakeApi;
+  let stop: AbortController;
+  let running: Promise<void> | undefined;
+  /** What the follower was told, in short: `=n1,n2`, `+n3`, `-n1`. */
+  let told: string[];
+  /** How long a row of attempts was when it was waited. */
+  let waits: number[];
+
+  beforeEach(() => {
+    api = new FakeApi(fakeNode("n1"), fakeNode("n2"), fakeNode("n3"));
+    stop = new AbortController();
+    told = [];
+    waits = [];
+  });
+
+  afterEach(async () => {
+    stop.abort();
+    await running;
+    await api[Symbol.asyncDispose]();
+  });
+
+  function start(timing: Partial<Timing> = {}): void {
+    const collection = { client: api.client(), path: "/api/v1/nodes", metadataOnly: true, log: api.log };
+    running = follow<ApiObject>(
+      collection,
+      {
+        replaced: (items) => told.push(`=${items.map((item) => item.metadata.name).join(",")}`),
+        changed: (item) => told.push(`+${item.metadata.name}`),
+        removed: (item) => told.push(`-${item.metadata.name}`),
+      },
+      stop.signal,
+      {
+        silence: 60_000,
+        brief: 0,
+        wait: (attempts) => {
+          waits.push(attempts);
+          return 1;
+        },
+        ...timing,
+      },
+    );
+  }
+
+  const toBeTold = (...expected: string[]) =>
+    until(`told ${expected.join(" ")}, but ${told.join(" ")}`, () => told.join(" ") === expected.join(" "));
+  const lists = () => api.said.filter((request) => request === "list").length;
+
+  test("pages by continue tokens, then a watch from the list's version", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    expect(told).toEqual(["=n1,n2,n3"]);
+    expect(api.said).toEqual(["list", "list from 2", "watch from 103"]);
+    const [list, , watch] = api.requests.map(({ searchParams }) => searchParams);
+    expect(list?.get("limit")).toBe("500");
+    expect(watch?.get("allowWatchBookmarks")).toBe("true");
+    expect(Number(watch?.get("timeoutSeconds"))).toBeWithin(300, 601);
+    expect(api.headers[0]?.get("accept")).toBe(
+      "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+    );
+    expect(api.headers[2]?.get("accept")).toBe(
+      "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+    );
+  });
+
+  test("added, changed, removed", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.put(fakeNode("n4"));
+    api.put(fakeNode("n1"));
+    api.remove("n2");
+    await toBeTold("=n1,n2,n3", "+n4", "+n1", "-n2");
+  });
+
+  test("the end of a watch: on from the last version, a bookmark's too, without a list or a word", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.put(fakeNode("n4"));
+    await toBeTold("=n1,n2,n3", "+n4");
+    api.compact();
+    api.bookmark();
+    api.end();
+    await until("watching again", () => api.said.includes("watch from 105"));
+    api.put(fakeNode("n5"));
+    await toBeTold("=n1,n2,n3", "+n4", "+n5");
+    expect([lists(), api.logged, waits]).toEqual([1, [], []]);
+  });
+
+  test("a dropped connection: on from the last version, nothing twice, nothing lost", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.put(fakeNode("n4"));
+    await toBeTold("=n1,n2,n3", "+n4");
+    api.drop();
+    api.remove("n1");
+    await toBeTold("=n1,n2,n3", "+n4", "-n1");
+    expect(lists()).toBe(1);
+  });
+
+  test("410 when the watch is opened: a new list", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.remove("n1");
+    await toBeTold("=n1,n2,n3", "-n1");
+    api.put(fakeNode("n4"));
+    api.compact();
+    api.drop();
+    await until("listed again", () => told.at(-1) === "=n2,n3,n4");
+    await until("watching", () => api.watching === 1);
+    expect(lists()).toBe(2);
+    // Nothing is wrong with that: an idle cluster's versions expire.
+    expect(api.logged.filter((line) => line.includes("back"))).toEqual([]);
+  });
+
+  test("410 as an event of the watch: a new list", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}\n`);
+    await toBeTold("=n1,n2,n3", "=n1,n2,n3");
+    expect(api.logged).toEqual([]);
+  });
+
+  test("410 amid a list, as its continue token expired: the list from the start", async () => {
+    let first = true;
+    api.intercept = (url) => {
+      if (!url.searchParams.has("continue") || !first) return undefined;
+      first = false;
+      return failure(410, "the provided continue parameter is too old");
+    };
+    start();
+    await toBeTold("=n1,n2,n3");
+    expect(api.said.slice(0, 4)).toEqual(["list", "list from 2", "list", "list from 2"]);
+  });
+
+  test("410 for ever is waited for, and not a new list each time at once", async () => {
+    api.intercept = (url) => (url.searchParams.has("watch") ? failure(410, "too old") : undefined);
+    start();
+    await until("five attempts", () => waits.length >= 5);
+    expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test("an ERROR event of another kind: on from the last version, not from where the watch began", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.remove("n1");
+    api.put(fakeNode("n1"));
+    await toBeTold("=n1,n2,n3", "-n1", "+n1");
+    api.say(
+      `{"type":"ERROR","object":{"kind":"Status","code":500,"message":"etcdserver: leader changed"}}\n`,
+    );
+    await until("watching again", () => api.said.at(-1) === "watch from 105");
+    // The removal is not told a second time.
+    expect(told).toEqual(["=n1,n2,n3", "-n1", "+n1"]);
+    await until("back", () => api.logged.length === 2);
+    expect(api.logged).toEqual(["warn: cannot follow", "info: the API server is back"]);
+  });
+
+  test.each<[title: string, line: string]>([
+    ["no JSON", "<html>502 Bad Gateway</html>\n"],
+    ["JSON, and no event", "null\n"],
+    ["an event without an object", `{"type":"ADDED"}\n`],
+    ["an ERROR without a code", `{"type":"ERROR","object":{}}\n`],
+  ])("%s in the watch is a broken watch", async (_, line) => {
+    start();
+    await until("watching", () => api.watching === 1);
+    api.say(line);
+    await until(
+      "watching again",
+      () => api.said.filter((request) => request === "watch from 103").length === 2,
+    );
+    api.put(fakeNode("n4"));
+    await toBeTold("=n1,n2,n3", "+n4");
+  });
+
+  test.each<[title: string, answer: () => Response]>([
+    ["no JSON", () => new Response("<html>")],
+    ["forbidden", () => failure(403, "nodes is forbidden")],
+    ["an error", () => failure(500, "etcdserver: no leader")],
+    ["too many requests", () => failure(429, "too many requests")],
+  ])("a list that gives %s is tried again, and told once", async (_, answer) => {
+    let times = 0;
+    api.intercept = () => (times++ < 3 ? answer() : undefined);
+    start();
+    await until("watching", () => api.watching === 1);
+    expect(told).toEqual(["=n1,n2,n3"]);
+    expect(waits).toEqual([1, 2, 3]);
+    expect(api.logged).toEqual([
+      "warn: cannot follow",
+      "debug: cannot follow",
+      "debug: cannot follow",
+      "info: the API server is back",
+    ]);
+  });
+
+  test("a server that goes away and comes back: nothing is forgotten, what happened meanwhile arrives", async () => {
+    start();
+    await until("watching", () => api.watching === 1);
+    await api.stop();
+    await until("missed", () => waits.length >= 3);
+    api.put(fakeNode("n4"));
+    api.start();
+    await toBeTold("=n1,n2,n3", "+n4");
+    expect(lists()).toBe(1);
+    expect(api.logged.filter((line) => !line.startsWith("debug"))).toEqual([
+      "warn: cannot follow",
+      "info: the API server is back",
+    ]);
+  });
+
+  test("a server that is away at the start", async () => {
+    await api.stop();
+    start();
+    await until("missed", () => waits.length >= 3);
+    expect(told).toEqual([]);
+    api.start();
+    await toBeTold("=n1,n2,n3");
+  });
+
+  test("a server that ends every watch at once is waited for longer and longer", async () => {
+    api.intercept = (url) => (url.searchParams.has("watch") ? new Response("") : undefined);
+    start({ brief: 1_000 });
+    await until("five attempts", () => waits.length >= 5);
+    expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
+    expect(lists()).toBe(1);
+  });
+
+  test("a watch of the usual length starts the row anew", async () => {
+    start({ brief: 30 });
+    for (let watch = 0; watch < 3; watch += 1) {
+      await until("watching", () => api.watching === 1);
+      await Bun.sleep(40);
+      api.end();
+    }
+    await until("watching", () => api.watching === 1);
+    expect(waits).toEqual([]);
+  });
+
+  test("a silent connection is given up, and one that speaks is not", async () => {
+    start({ silence: 150 });
+    await until("watching", () => api.watching === 1);
+    for (let word = 0; word < 10; word += 1) {
+      await Bun.sleep(30);
+      api.bookmark();
+    }
+    expect(api.said.filter((request) => request.startsWith("watch"))).toHaveLength(1);
+    await until(
+      "watching anew",
+      () => api.said.filter((request) => request.startsWith("watch")).length === 2,
+    );
+    api.put(fakeNode("n4"));
+    await toBeTold("=n1,n2,n3", "+n4");
+  });
+
+  test("it ends when it is told to, in a wait too", async () => {
+    await api.stop();
+    start({ wait: () => 60_000 });
+    await until("missed", () => api.logged.length > 0);
+    stop.abort();
+    await running;
+    expect(told).toEqual([]);
+  });
+});
