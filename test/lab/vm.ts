@@ -4,7 +4,6 @@
  * /tmp are empty there, all but `vm.dir`, which both sides write. This machine is 10.0.2.2 from inside.
  */
 
-import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -12,6 +11,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { quote } from "zx";
 import { debianKernel } from "./kernel.ts";
+import { until } from "./process.ts";
 
 /** This machine as the guest sees it. */
 export const HOST_ADDRESS = "10.0.2.2";
@@ -63,8 +63,9 @@ export class Vm implements AsyncDisposable {
       ..."setpriv --pdeathsig KILL qemu-system-x86_64 -accel tcg,thread=multi -cpu max".split(" "),
       ...`-smp ${cpus} -m ${memoryMiB} -nodefaults -no-user-config -display none -no-reboot`.split(" "),
       ...["-serial", `file:${join(dir, "console")}`, "-kernel", kernel.image, "-initrd", kernel.initrd],
-      // The emulated TSC is the machine's own; the kernel would rather trust the HPET, which costs an exit a reading
-      ...["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc"],
+      // The emulated TSC is the machine's own; the kernel would rather trust the HPET, which costs an exit a reading.
+      // Without random addresses qemu need not translate every program again at each start, which halves the cost of one
+      ...["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc norandmaps"],
       ...["-fsdev", "local,id=root,path=/,security_model=passthrough,readonly=on,multidevs=remap"],
       ...["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"],
       ...["-fsdev", `local,id=share,path=${dir},security_model=passthrough`],
@@ -81,11 +82,11 @@ export class Vm implements AsyncDisposable {
       stderr: Bun.file(join(dir, "qemu")),
     });
     try {
-      while (!existsSync(port)) {
+      const connected = await until("qemu to listen", async () => {
         if (qemu.exitCode !== null) throw new Error("qemu did not start");
-        await Bun.sleep(20);
-      }
-      const vm = new Vm(dir, qemu, connect(port));
+        return await open(port);
+      });
+      const vm = new Vm(dir, qemu, connected);
       await vm.#listen();
       return vm;
     } catch (error) {
@@ -179,6 +180,14 @@ class Follow {
     clearInterval(this.#timer);
     return this.#read();
   }
+}
+
+/** A connection to a Unix socket, or undefined while nobody listens there. */
+async function open(path: string): Promise<Socket | undefined> {
+  const socket = connect(path);
+  const { promise, resolve } = Promise.withResolvers<Socket | undefined>();
+  socket.once("connect", () => resolve(socket)).once("error", () => resolve(undefined));
+  return await promise;
 }
 
 async function tail(dir: string): Promise<string> {
