@@ -139,8 +139,9 @@ export class Agent {
       ...nodeAddresses(node, links, settings),
     };
 
-    if (!config.firewallOnly) await this.#sync(own, links);
-    // Only now, as the others begin to send as soon as they read it.
+    // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
+    // what reaches this node without one.
+    if (!config.firewallOnly && !(await this.#sync(own, links))) return;
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
     if (this.#nodes.ownIsThere)
@@ -151,7 +152,8 @@ export class Agent {
     this.#log.info({ nodes: this.#nodes.others.size, podCidrs, addresses: own.endpoints }, "in sync");
   }
 
-  async #sync(own: Parameters<typeof plan>[0]["own"], links: readonly Link[]): Promise<void> {
+  /** @returns whether the tunnel stands, if there should be one */
+  async #sync(own: Parameters<typeof plan>[0]["own"], links: readonly Link[]): Promise<boolean> {
     const host = this.#host;
     const config = this.#config;
     const overlay = Object.values(config.nativeRouting).includes(false);
@@ -160,7 +162,7 @@ export class Agent {
       : "none";
     if (typeof tunnel === "object") this.#standing = standing(tunnel);
     const routes = await host.attempt("routes", () => host.routes());
-    if (routes === undefined) return;
+    if (routes === undefined) return false;
     const desired = plan({
       own,
       nodes: [...this.#nodes.others.values()],
@@ -175,6 +177,7 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired.routes);
     await host.apply(desired, tunnel);
     if (!this.#synced) await this.#checkForwarding();
+    return tunnel !== undefined;
   }
 
   /** Connections to the API server die silently with the address that they come from. */

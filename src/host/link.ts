@@ -120,7 +120,11 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
     } catch (error) {
       const unsupported =
         error instanceof CommandError && /Unknown device type|not supported/i.test(error.stderr);
-      if (!unsupported || mode === "kernel") throw error;
+      if (!unsupported) throw error;
+      if (mode === "kernel")
+        throw new Error(
+          `the kernel has no WireGuard and WIREGUARD=kernel (${error.message}): load its module with "modprobe wireguard", or set WIREGUARD=auto`,
+        );
     }
   }
   // A file, as it goes on when we and a pipe to us are gone.
@@ -131,6 +135,8 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
     stdout: said,
     stderr: said,
     detached: true,
+    // Of the same name as ours, and its debug log would fill /run.
+    env: { ...process.env, LOG_LEVEL: "error" },
   });
   child.unref();
   for (let waited = 0; waited < 5_000; waited += 20) {
