@@ -68,13 +68,14 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
 /**
  * Waits until kube-proxy on every node knows the Service, and lets each two nodes shake hands, begun by one of them:
  * when both begin in the same instant WireGuard drops both handshakes and waits 5 s for the next, which would be the
- * rule where everything is tried at once.
+ * rule where everything is tried at once. And one that was rebooted has to begin: to the others the old session is
+ * good for 15 s more.
  */
 export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
-  for (const [index, from] of pods.entries()) {
-    for (const to of pods.slice(index + 1)) {
+  for (const from of pods) {
+    for (const to of pods.filter((pod) => pod !== from)) {
       const address = to.addresses.ipv4 ?? to.addresses.ipv6;
-      await from.place.reach({ protocol: "icmp", address: address!, timeout: 10_000 });
+      await from.place.reach({ protocol: "icmp", address: address!, timeout: 1000 });
     }
   }
   let still: string[] = [];

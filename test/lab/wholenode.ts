@@ -1,4 +1,5 @@
 /** A whole node: a real kubelet, containerd and kube-proxy in namespaces of their own, with a power switch. */
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { kubernetesDir } from "./cache.ts";
@@ -29,6 +30,7 @@ export class WholeNode implements Host, AsyncDisposable {
   readonly pods = new Map<string, Pod>();
   readonly #controlPlane: ControlPlane;
   readonly #options: WholeNodeOptions;
+  readonly #macAddress: string;
   readonly #cgroup: string;
   #running: { namespace: Namespace; boot: Service } | undefined;
 
@@ -38,6 +40,7 @@ export class WholeNode implements Host, AsyncDisposable {
     this.disk = `${controlPlane.underlay.dir}/nodes/${options.name}`;
     this.#controlPlane = controlPlane;
     this.#options = options;
+    this.#macAddress = `02:${createHash("sha256").update(this.name).digest("hex").match(/../g)!.slice(0, 5).join(":")}`;
     this.#cgroup = `${basename(controlPlane.underlay.dir)}/${options.name}`;
   }
 
@@ -68,6 +71,8 @@ export class WholeNode implements Host, AsyncDisposable {
     if (!existsSync(this.disk)) await this.#install();
     const network = await Namespace.create(this.name);
     await underlay.attach(this.name, network, { addresses: this.addresses });
+    // a machine keeps its network card over a reboot, and its neighbours remember that one
+    await network.ip(`link set eth0 address ${this.#macAddress}`);
     await sweepCgroups(dirname(underlay.dir));
     await makeCgroup(this.#cgroup);
     const pidFile = `${this.disk}/pid`;
