@@ -29,14 +29,24 @@ export class ClusterNodes {
   readonly #log: Logger;
   readonly #changed: () => void;
   #listed = false;
-  /** Nodes whose annotations do not say all, by the version of theirs that was read whole; undefined: to be read. */
+  /** Nodes whose annotations do not say all, with the annotations that were read whole; undefined: to be read. */
   readonly #ofOtherKind = new Map<string, string | undefined>();
   #reading: Promise<void> | undefined;
+  /** Whether `others` changed since that was last told. */
+  #untold = false;
+  readonly #grace: number;
   /** Nodes in their grace. */
   readonly #leaving = new Map<string, Timer>();
 
   /** @param changed called after each change of `own` or `others` */
-  constructor(options: { client: ApiClient; ownName: string; log: Logger; changed: () => void }) {
+  constructor(options: {
+    client: ApiClient;
+    ownName: string;
+    log: Logger;
+    changed: () => void;
+    grace?: number;
+  }) {
+    this.#grace = options.grace ?? grace;
     this.#client = options.client;
     this.#ownName = options.ownName;
     this.#log = options.log;
@@ -63,12 +73,13 @@ export class ClusterNodes {
           replaced: (items) => this.#replace(items, signal),
           changed: (item) => {
             this.#note(item);
+            this.#tell();
             this.#settle(signal);
           },
           removed: (item) => {
             this.#ofOtherKind.delete(item.metadata.name);
             this.#set(item.metadata.name, undefined);
-            this.#changed();
+            this.#tell();
           },
         },
         signal,
@@ -131,14 +142,23 @@ export class ClusterNodes {
       }
     for (const item of items) this.#note(item);
     this.#settle(signal, () => {
+      this.#untold ||= !this.#listed;
       this.#listed = true;
     });
+  }
+
+  // Nodes' heartbeats are changes of their metadata too, hundreds a second in a large cluster.
+  #tell(): void {
+    if (!this.#untold) return;
+    this.#untold = false;
+    this.#changed();
   }
 
   #set(name: string, record: NodeRecord | undefined): void {
     clearTimeout(this.#leaving.get(name));
     this.#leaving.delete(name);
     const settle = () => {
+      this.#untold ||= !Bun.deepEquals(this.others.get(name), record);
       if (record) this.others.set(name, record);
       else this.others.delete(name);
     };
@@ -149,18 +169,18 @@ export class ClusterNodes {
     const timer = setTimeout(() => {
       this.#leaving.delete(name);
       settle();
-      this.#changed();
-    }, grace);
+      this.#tell();
+    }, this.#grace);
     this.#leaving.set(name, timer);
   }
 
   #note(item: ApiObject): void {
-    const { name, annotations, resourceVersion } = item.metadata;
+    const { name, annotations } = item.metadata;
     if (name === this.#ownName) return;
     if (saysAll(annotations)) {
       this.#ofOtherKind.delete(name);
       this.#set(name, fromAnnotations(item));
-    } else if (!this.#ofOtherKind.has(name) || this.#ofOtherKind.get(name) !== resourceVersion)
+    } else if (this.#ofOtherKind.get(name) !== JSON.stringify(annotations ?? {}))
       this.#ofOtherKind.set(name, undefined);
   }
 
@@ -172,7 +192,7 @@ export class ClusterNodes {
       .then(() => {
         if (signal.aborted) return;
         then?.();
-        this.#changed();
+        this.#tell();
       });
     this.#reading = reading;
   }
@@ -206,7 +226,7 @@ export class ClusterNodes {
       });
       // It may have left, or have become one of our kind, while the answer was on its way.
       if (!this.#ofOtherKind.has(name)) return;
-      this.#ofOtherKind.set(name, node.metadata.resourceVersion ?? "");
+      this.#ofOtherKind.set(name, JSON.stringify(node.metadata.annotations ?? {}));
       this.#set(name, saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node));
     } catch (error) {
       if (!(error instanceof ApiError && error.status === 404)) throw error;

@@ -1,0 +1,258 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { annotationsOf } from "../plan/node.ts";
+import { FakeApi, type FakeNode, failure, fakeNode, until } from "./fake-api.ts";
+import { ClusterNodes } from "./nodes.ts";
+
+const key = (n: number) => Buffer.alloc(32, n).toString("base64");
+
+/** Node number n with an agent of our kind. */
+function ours(n: number, tweak: { podCidrs?: string[]; publicKey?: string | null } = {}): FakeNode {
+  const annotations = annotationsOf({
+    version: "1.0.0",
+    publicKey: key(n),
+    podCidrs: [`10.1.${n}.0/24`],
+    addresses: [`192.0.2.${n}`],
+    endpoints: [`192.0.2.${n}`],
+    ...tweak,
+  });
+  const written = Object.entries(annotations).filter(([, value]) => value !== null);
+  return fakeNode(`n${n}`, Object.fromEntries(written) as Record<string, string>);
+}
+
+/** Node number n with an agent of the Go implementation. */
+function theirs(n: number): FakeNode {
+  return {
+    ...fakeNode(`n${n}`, { "wigglenet/public-key": key(n), "wigglenet/node-ips": "[]" }),
+    spec: { podCIDRs: [`10.1.${n}.0/24`] },
+    status: { addresses: [{ type: "InternalIP", address: `192.0.2.${n}` }] },
+  };
+}
+
+describe("following the Nodes", () => {
+  let api: FakeApi;
+  let stop: AbortController;
+  let running: Promise<void> | undefined;
+  let nodes: ClusterNodes;
+  let changes: number;
+
+  beforeEach(() => {
+    api = new FakeApi();
+    api.page = 500;
+    stop = new AbortController();
+    changes = 0;
+  });
+
+  afterEach(async () => {
+    stop.abort();
+    await running;
+    await api[Symbol.asyncDispose]();
+  });
+
+  async function start(...list: FakeNode[]): Promise<void> {
+    for (const node of list) api.put(node);
+    nodes = new ClusterNodes({
+      client: api.client(),
+      ownName: "n0",
+      log: api.log,
+      changed: () => {
+        changes += 1;
+      },
+      grace: 150,
+    });
+    running = nodes.run(stop.signal);
+    await until("watching both", () => api.watching === 2);
+  }
+
+  const complete = () => until("complete", () => nodes.complete);
+  const gets = () => api.said.filter((request) => request.startsWith("get "));
+  /** What is kept of the others, in short: `n1 10.1.1.0/24 192.0.2.1`, a `!` for one without a key. */
+  const kept = () =>
+    [...nodes.others.values()]
+      .map(({ name, publicKey, podCidrs, addresses }) =>
+        [publicKey ? name : `${name}!`, ...podCidrs, ...addresses].join(" "),
+      )
+      .sort();
+
+  test("the own Node whole, by a field selector; the others by their metadata alone", async () => {
+    await start(fakeNode("n0", { a: "b" }), ours(1), ours(2));
+    await complete();
+    expect(nodes.own).toEqual({
+      metadata: { name: "n0", labels: {}, annotations: { a: "b" } },
+      spec: { podCIDRs: ["10.1.0.0/24"] },
+      status: { addresses: [{ type: "InternalIP", address: "192.0.2.1" }] },
+    });
+    expect(kept()).toEqual(["n1 10.1.1.0/24 192.0.2.1", "n2 10.1.2.0/24 192.0.2.2"]);
+    expect(gets()).toEqual([]);
+    const own = api.requests.map((url) => url.searchParams.get("fieldSelector"));
+    expect(own.filter(Boolean)).toEqual(["metadata.name=n0", "metadata.name=n0"]);
+    for (const [index, headers] of api.headers.entries())
+      expect(headers.get("accept")?.includes("PartialObjectMetadata")).toBe(own[index] === null);
+  });
+
+  test("nothing is complete without the own Node; it is waited for, and said", async () => {
+    await start(ours(1));
+    await until("the others", () => kept().length === 1);
+    expect(nodes.complete).toBe(false);
+    expect(api.logged).toEqual([
+      expect.stringContaining("warn: there is no Node of this name: waiting for kubelet"),
+    ]);
+    api.put(fakeNode("n0"));
+    await complete();
+  });
+
+  test("heartbeats are no change, of the own Node or of others", async () => {
+    await start(fakeNode("n0"), ours(1), theirs(2));
+    await complete();
+    await until("read", () => gets().length === 1);
+    const before = changes;
+    for (const node of [fakeNode("n0"), ours(1), theirs(2), fakeNode("n0"), ours(1), theirs(2)])
+      api.put(node);
+    api.put(ours(3));
+    await until("the last", () => kept().length === 3);
+    expect(changes).toBe(before + 1);
+    expect(gets()).toHaveLength(1);
+  });
+
+  test.each<[title: string, change: (node: FakeNode) => FakeNode]>([
+    ["its pod CIDRs", (node) => ({ ...node, spec: { podCIDRs: ["10.9.0.0/24"] } })],
+    ["its addresses", (node) => ({ ...node, status: { addresses: [] } })],
+    ["its annotations", (node) => ({ ...node, metadata: { ...node.metadata, annotations: { x: "y" } } })],
+    ["its labels", (node) => ({ ...node, metadata: { ...node.metadata, labels: { zone: "b" } } })],
+  ])("the own Node changes: %s", async (_, change) => {
+    await start(fakeNode("n0"));
+    await complete();
+    const before = changes;
+    api.put(change(fakeNode("n0")));
+    await until("told", () => changes === before + 1);
+  });
+
+  test("the own Node is deleted: what it had stays, and it is said", async () => {
+    await start(fakeNode("n0"));
+    await complete();
+    api.remove("n0");
+    await until("said", () => api.logged.length === 1);
+    expect([nodes.complete, nodes.ownIsThere, nodes.own?.metadata.name]).toEqual([true, false, "n0"]);
+  });
+
+  describe("nodes of the other kind", () => {
+    test("each is read whole, once, before the list counts as complete", async () => {
+      let answers = 0;
+      api.intercept = (url) => {
+        if (url.pathname.endsWith("/nodes/n2") && answers++ === 0) return failure(500, "try again");
+        return undefined;
+      };
+      await start(fakeNode("n0"), ours(1), theirs(2), theirs(3));
+      await complete();
+      expect(kept()).toEqual([
+        "n1 10.1.1.0/24 192.0.2.1",
+        "n2 10.1.2.0/24 192.0.2.2",
+        "n3 10.1.3.0/24 192.0.2.3",
+      ]);
+      expect(api.logged).toEqual(["warn: cannot read Nodes of the other kind of agent"]);
+    });
+
+    test("again when its annotations change", async () => {
+      await start(fakeNode("n0"), theirs(1));
+      await complete();
+      const changed = theirs(1);
+      api.put({
+        ...changed,
+        metadata: {
+          name: "n1",
+          annotations: { ...changed.metadata.annotations, "wigglenet/node-ips": `["192.0.2.99"]` },
+        },
+      });
+      await until("read again", () => kept()[0] === "n1 10.1.1.0/24 192.0.2.1 192.0.2.99");
+      expect(gets()).toEqual(["get n1", "get n1"]);
+    });
+
+    test("and at each refresh, as its status may have changed", async () => {
+      await start(fakeNode("n0"), ours(1), theirs(2));
+      await complete();
+      api.put({ ...theirs(2), status: { addresses: [{ type: "InternalIP", address: "192.0.2.88" }] } });
+      nodes.refresh(stop.signal);
+      await until("read again", () => kept()[1] === "n2 10.1.2.0/24 192.0.2.88");
+      expect(gets()).toEqual(["get n2", "get n2"]);
+    });
+
+    test("one that is gone when it is read is not waited for", async () => {
+      api.intercept = (url) => (url.pathname.endsWith("/nodes/n2") ? failure(404, "not found") : undefined);
+      await start(fakeNode("n0"), ours(1), theirs(2));
+      await complete();
+      expect(kept()).toEqual(["n1 10.1.1.0/24 192.0.2.1"]);
+    });
+
+    test("one that becomes one of ours, and back", async () => {
+      await start(fakeNode("n0"), theirs(1));
+      await complete();
+      api.put(ours(1, { podCidrs: ["10.7.0.0/24"] }));
+      await until("of our kind", () => kept()[0] === "n1 10.7.0.0/24 192.0.2.1");
+      api.put(theirs(1));
+      await until("of the other kind", () => kept()[0] === "n1 10.1.1.0/24 192.0.2.1");
+      expect(gets()).toEqual(["get n1", "get n1"]);
+    });
+
+    test("a node without any agent yet", async () => {
+      await start(fakeNode("n0"), fakeNode("n1"));
+      await complete();
+      expect(kept()).toEqual(["n1! 10.1.0.0/24 192.0.2.1"]);
+    });
+  });
+
+  describe("a node that leaves", () => {
+    test("is kept for a moment, then forgotten", async () => {
+      await start(fakeNode("n0"), ours(1), theirs(2));
+      await complete();
+      const before = changes;
+      api.remove("n1");
+      api.remove("n2");
+      await until("gone", () => kept().length === 0);
+      expect(changes).toBe(before + 2);
+    });
+
+    // A peer that is taken away and put back has forgotten its session: 15 s of loss.
+    test("and is made anew keeps its place, with its key all the while", async () => {
+      await start(fakeNode("n0"), ours(1));
+      await complete();
+      const seen = new Set<string>();
+      api.remove("n1");
+      api.put(fakeNode("n1"));
+      await until("read as one without an agent", () => gets().length === 1);
+      seen.add(kept().join());
+      api.put(ours(1));
+      api.put(ours(2));
+      await until("the last", () => kept().length === 2);
+      await Bun.sleep(200);
+      seen.add(kept()[0] ?? "");
+      expect([...seen]).toEqual(["n1 10.1.1.0/24 192.0.2.1"]);
+    });
+
+    test("while the API server was away is missed in the new list", async () => {
+      await start(fakeNode("n0"), ours(1), ours(2));
+      await complete();
+      await api.stop();
+      api.remove("n1");
+      api.compact();
+      api.start();
+      await until("gone", () => kept().join() === "n2 10.1.2.0/24 192.0.2.2");
+    });
+
+    test("of which only the key goes, as its agent was taken away", async () => {
+      await start(fakeNode("n0"), ours(1));
+      await complete();
+      api.put(ours(1, { publicKey: null }));
+      await until("without a key", () => kept()[0] === "n1! 10.1.1.0/24 192.0.2.1");
+    });
+  });
+
+  test("the own annotations are patched, and nothing else", async () => {
+    await start(fakeNode("n0"));
+    await nodes.annotate({ "wigglenet/public-key": key(1), "wigglenet/agent": null });
+    expect(api.said).toContain("patch n0");
+    const patch = api.headers.find((headers) => headers.get("x-method") === "PATCH");
+    expect(patch?.get("content-type")).toBe("application/merge-patch+json");
+    expect(JSON.parse(api.bodies[0] ?? "")).toEqual({
+      metadata: { annotations: { "wigglenet/public-key": key(1), "wigglenet/agent": null } },
+    });
+  });
+});
