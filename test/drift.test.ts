@@ -40,11 +40,7 @@ beforeAll(async () => {
     { env: { RESYNC_PERIOD: "3600" } },
   ];
   // A wireguard-go that is a service ends with its link; one that the agent starts, the agent starts again.
-  lab = await Lab.start({
-    nodes,
-    wireguard: "child",
-    ...(process.env.DEV_BINARY && { binary: process.env.DEV_BINARY }),
-  });
+  lab = await Lab.start({ nodes, wireguard: "child" });
   await Promise.all(lab.nodes.map((node) => node.pod("p")));
   await lab.shakeHands();
   const [first, second, third] = lab.nodes as [LightNode, LightNode, LightNode];
