@@ -2,7 +2,7 @@
  * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
  * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
  */
-import { spawn } from "node:child_process";
+import { type StdioOptions, spawn } from "node:child_process";
 import { link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 import { type ProcessOutput, $ as zx } from "zx/core";
@@ -68,8 +68,10 @@ const direct = zx({
 
 /** Runs one command; throws `CommandError` if it does not exit with 0. */
 export async function execute({ argv, stdin }: Command): Promise<string> {
-  let output: ProcessOutput;
-  output = await direct({ ...(stdin === undefined ? {} : { input: stdin }) })`${argv}`;
+  // A stdin that is left open makes a program that reads it wait.
+  const input =
+    stdin === undefined ? { stdio: ["ignore", "pipe", "pipe"] as StdioOptions } : { input: stdin };
+  const output: ProcessOutput = await direct(input)`${argv}`;
   if (output.exitCode !== 0) {
     const missing = output.exitCode !== null && output.exitCode < 0;
     throw new CommandError(
@@ -92,6 +94,8 @@ export async function perform(steps: readonly Step[]): Promise<void> {
         break;
       case "symlink":
         await mkdir(dirname(step.path), { recursive: true });
+        // Left by a life that was ended between the two.
+        await unlink(temporary(step.path)).catch(() => undefined);
         await symlink(step.target, temporary(step.path));
         await rename(temporary(step.path), step.path);
         break;

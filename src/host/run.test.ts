@@ -1,0 +1,231 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import {
+  chmodSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import {
+  $,
+  batch,
+  CommandError,
+  command,
+  createExclusively,
+  execute,
+  perform,
+  printStep,
+  type Step,
+} from "./run.ts";
+
+const words = ["a b", "", "'", '"', "$(id)", "`id`", "*", "\\", "a\nb", "-n", "é", "${x}", ";", "~"];
+
+describe("a template becomes argv", () => {
+  const name = "a b; $(id)";
+  const none: string[] = [];
+  test.each<[title: string, argv: string[], expected: string[]]>([
+    ["words at white space", command`ip -j  link   show`.argv, ["ip", "-j", "link", "show"]],
+    [
+      "over lines",
+      command`ip link
+      show`.argv,
+      ["ip", "link", "show"],
+    ],
+    [
+      "a value is one argument, whatever is in it",
+      command`ip link show ${name}`.argv,
+      ["ip", "link", "show", name],
+    ],
+    ["a number", command`wg set x listen-port ${24601}`.argv, ["wg", "set", "x", "listen-port", "24601"]],
+    ["an array is as many", command`wg set ${["x", "y z"]} end`.argv, ["wg", "set", "x", "y z", "end"]],
+    ["an empty array is none", command`wg ${none} show`.argv, ["wg", "show"]],
+    ["an empty text is one", command`wg set ${""}`.argv, ["wg", "set", ""]],
+  ])("%s", (_, argv, expected) => {
+    expect(argv).toEqual(expected);
+  });
+
+  test.each<[lines: string[], stdin: (string | undefined)[]]>([
+    [[], []],
+    [["a"], ["a\n"]],
+    [["a", "b"], ["a\nb\n"]],
+  ])("a batch of %j", (lines, stdin) => {
+    expect(batch(["ip", "-batch", "-"], lines).map((one) => one.stdin)).toEqual(stdin);
+  });
+});
+
+describe("running", () => {
+  test("every argument arrives as it is, with no shell between", async () => {
+    const output = await $`printf %s\\n ${words}`;
+    expect(output).toBe(words.map((word) => `${word}\n`).join(""));
+  });
+
+  test("only stdout is the result", async () => {
+    expect(await $`sh -c ${"echo out; echo err >&2; echo out"}`).toBe("out\nout\n");
+  });
+
+  test("stdin and stdout of megabytes", async () => {
+    const stdin = `${"0123456789abcdef".repeat(64)}\n`.repeat(4_096);
+    expect(await execute({ kind: "run", argv: ["cat"], stdin })).toBe(stdin);
+  });
+
+  test("without stdin a program that reads does not wait", async () => {
+    expect(await $`cat`).toBe("");
+  });
+
+  test.each<[title: string, argv: string[], message: string]>([
+    [
+      "an exit code",
+      ["sh", "-c", "echo no route >&2; exit 2"],
+      "sh -c 'echo no route >&2; exit 2': exit code 2: no route",
+    ],
+    [
+      "a word on stdout alone",
+      ["sh", "-c", "echo no; exit 1"],
+      "sh -c 'echo no; exit 1': exit code 1: it said nothing",
+    ],
+    ["a program that is not there", ["wigglenet-no-such"], "cannot start wigglenet-no-such"],
+  ])("a failure: %s", async (_, argv, message) => {
+    const error = await execute({ kind: "run", argv }).catch((thrown) => thrown);
+    expect(error).toBeInstanceOf(CommandError);
+    expect(error.message).toContain(message);
+  });
+});
+
+describe("printed", () => {
+  test.each<[step: Step, expected: string]>([
+    [command`ip link set dev wigglenet mtu 1420 up`, "ip link set dev wigglenet mtu 1420 up"],
+    [
+      command`wg set x peer ${"a+/="} endpoint ${"[fd00::1]:24601"}`,
+      "wg set x peer a+/= endpoint '[fd00::1]:24601'",
+    ],
+    [command`echo ${"it's"} ${""}`, `echo 'it'\\''s' ''`],
+    [
+      { kind: "run", argv: ["nft", "-f", "-"], stdin: "add table inet x\n" },
+      "nft -f - <<'END'\nadd table inet x\nEND",
+    ],
+    [
+      { kind: "write", path: "/run/wigglenet/x", content: "{}\n", mode: 0o644 },
+      "install -D -m 0644 /dev/stdin /run/wigglenet/x <<'END'\n{}\nEND",
+    ],
+    [{ kind: "symlink", path: "/etc/cni/x y", target: "/run/x" }, "ln -sfn /run/x '/etc/cni/x y'"],
+    [
+      { kind: "sysctl", path: "/proc/sys/net/ipv4/conf/x/rp_filter", value: "2" },
+      "echo 2 > /proc/sys/net/ipv4/conf/x/rp_filter",
+    ],
+  ])("%j", (step, expected) => {
+    expect(printStep(step)).toBe(expected);
+  });
+
+  test("pasted into a shell it is the same argv", () => {
+    const word = fc.oneof(
+      fc.constantFrom(...words),
+      fc.string({ maxLength: 12 }).filter((text) => !text.includes("\0")),
+    );
+    fc.assert(
+      fc.property(fc.array(word, { minLength: 1, maxLength: 6 }), (argv) => {
+        const script = printStep({ kind: "run", argv: ["printf", "%s\\0", ...argv] });
+        const { stdout } = Bun.spawnSync(["sh", "-c", script]);
+        return stdout.toString() === argv.map((text) => `${text}\0`).join("");
+      }),
+      { numRuns: 30 },
+    );
+  });
+});
+
+describe("files", () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "wigglenet-run-"));
+  });
+  afterEach(() => rmSync(folder, { recursive: true }));
+
+  const at = (name: string) => join(folder, name);
+  const mode = (name: string) => (statSync(at(name)).mode & 0o777).toString(8);
+
+  test("a file is written whole, with its mode whatever the umask, in a folder that was not there", async () => {
+    const umask = process.umask(0o077);
+    await perform([{ kind: "write", path: at("a/b/file"), content: "x\n", mode: 0o644 }]);
+    process.umask(umask);
+    expect([readFileSync(at("a/b/file"), "utf8"), mode("a/b/file"), readdirSync(at("a/b"))]).toEqual([
+      "x\n",
+      "644",
+      ["file"],
+    ]);
+  });
+
+  test("one that is there is replaced by rename: who has it open reads the old one", async () => {
+    writeFileSync(at("file"), "old");
+    const { ino } = statSync(at("file"));
+    await perform([{ kind: "write", path: at("file"), content: "new", mode: 0o600 }]);
+    expect([readFileSync(at("file"), "utf8"), mode("file"), statSync(at("file")).ino === ino]).toEqual([
+      "new",
+      "600",
+      false,
+    ]);
+  });
+
+  // The agent may be killed at any instruction, and starts again where a half is left.
+  test.each<[title: string, prepare: () => void]>([
+    ["nothing", () => undefined],
+    ["a file", () => writeFileSync(at("link"), "x")],
+    ["another link", () => symlinkSync("/elsewhere", at("link"))],
+    ["what an earlier life left half done", () => symlinkSync("/elsewhere", at("link.wigglenet-tmp"))],
+  ])("a symbolic link in the place of %s", async (_, prepare) => {
+    prepare();
+    await perform([{ kind: "symlink", path: at("link"), target: "/run/x" }]);
+    expect([readlinkSync(at("link")), readdirSync(folder)]).toEqual(["/run/x", ["link"]]);
+  });
+
+  test("what an earlier life left half written", async () => {
+    writeFileSync(at("file.wigglenet-tmp"), "half");
+    chmodSync(at("file.wigglenet-tmp"), 0o400);
+    await perform([{ kind: "write", path: at("file"), content: "x", mode: 0o644 }]);
+    expect([readFileSync(at("file"), "utf8"), mode("file"), readdirSync(folder)]).toEqual([
+      "x",
+      "644",
+      ["file"],
+    ]);
+  });
+
+  // Container runtimes read every *.conf, *.conflist and *.json in the folder.
+  test("a draft does not look like a CNI file", async () => {
+    await perform([{ kind: "symlink", path: at("10-x.conflist"), target: at("gone/10-x.conflist") }]);
+    await expect(
+      perform([{ kind: "write", path: at("10-x.conflist/y"), content: "", mode: 0o644 }]),
+    ).rejects.toThrow();
+    for (const name of readdirSync(folder)) expect(name).toBe("10-x.conflist");
+  });
+
+  test("a sysctl is written in place", async () => {
+    writeFileSync(at("rp_filter"), "0\n");
+    const { ino } = statSync(at("rp_filter"));
+    await perform([{ kind: "sysctl", path: at("rp_filter"), value: "2" }]);
+    expect([readFileSync(at("rp_filter"), "utf8"), statSync(at("rp_filter")).ino === ino]).toEqual([
+      "2",
+      true,
+    ]);
+  });
+
+  test("steps end with the first that fails", async () => {
+    const steps: Step[] = [command`false`, { kind: "write", path: at("file"), content: "", mode: 0o644 }];
+    await expect(perform(steps)).rejects.toThrow("false: exit code 1");
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test("created exclusively: what is there stays, and no draft is left", async () => {
+    await createExclusively(at("key"), "one", 0o600);
+    await expect(createExclusively(at("key"), "two", 0o600)).rejects.toThrow("EEXIST");
+    expect([readFileSync(at("key"), "utf8"), mode("key"), readdirSync(folder)]).toEqual([
+      "one",
+      "600",
+      ["key"],
+    ]);
+  });
+});
