@@ -1,0 +1,230 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Config, ConfigError, readConfig } from "./config.ts";
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "wigglenet-config-"));
+  writeFileSync(join(folder, "expression"), 'cidr("10.9.0.0/24")\n');
+  writeFileSync(join(folder, "wrong"), "1 +\n");
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+type Environment = Record<string, string>;
+
+/** The configuration of a node with these variables. */
+function config(env: Environment = {}): Config {
+  return readConfig({ NODE_NAME: "node-7", ...env });
+}
+
+/** All mistakes of an environment. */
+function mistakes(env: Environment, nodeName: Environment = { NODE_NAME: "node-7" }): string[] {
+  try {
+    readConfig({ ...nodeName, ...env });
+    return [];
+  } catch (error) {
+    expect(error).toBeInstanceOf(ConfigError);
+    return (error as ConfigError).mistakes;
+  }
+}
+
+test("the name of the node is all that is needed", () => {
+  expect(config()).toMatchInlineSnapshot(`
+    {
+      "cniConfigPath": "/etc/cni/net.d/10-wigglenet.conflist",
+      "firewallOnly": false,
+      "kubeconfig": undefined,
+      "linkName": "wigglenet",
+      "logLevel": "info",
+      "masquerade": {
+        "ipv4": true,
+        "ipv6": true,
+      },
+      "nativeRouting": {
+        "ipv4": false,
+        "ipv6": false,
+      },
+      "nodeIpInterfaces": [],
+      "nodeName": "node-7",
+      "podCidrExpression": undefined,
+      "podCidrSource": {
+        "ipv4": "spec",
+        "ipv6": "spec",
+      },
+      "podCidrSourcePath": undefined,
+      "podIpv6Dad": false,
+      "port": 24601,
+      "privateKeyPath": "/etc/wigglenet/private.key",
+      "procSysNet": "/proc/sys/net",
+      "resyncPeriod": 60,
+      "tunnelFamilies": [
+        "ipv4",
+        "ipv6",
+      ],
+      "wireguard": "auto",
+    }
+  `);
+});
+
+test.each<[env: Environment, expected: Partial<Config>]>([
+  [{ WIGGLENET_IFACE_NAME: "wg_0-a" }, { linkName: "wg_0-a" }],
+  [{ WIGGLENET_WG_PORT: "51820" }, { port: 51820 }],
+  [{ WIGGLENET_WG_PORT: "1" }, { port: 1 }],
+  [{ WIGGLENET_WG_PORT: "65535" }, { port: 65535 }],
+  [{ WIGGLENET_PRIVKEY_PATH: "/etc/key" }, { privateKeyPath: "/etc/key" }],
+  [{ CNI_CONFIG_PATH: "/etc/cni/net.d/x" }, { cniConfigPath: "/etc/cni/net.d/x" }],
+  [{ PROC_SYS_NET_PATH: "/host/net" }, { procSysNet: "/host/net" }],
+  [{ NODE_IP_INTERFACES: "" }, { nodeIpInterfaces: [] }],
+  [{ NODE_IP_INTERFACES: "eth0, eth1.7,,wlan0 " }, { nodeIpInterfaces: ["eth0", "eth1.7", "wlan0"] }],
+  [{ WG_IP_FAMILY: "ipv4" }, { tunnelFamilies: ["ipv4"] }],
+  [{ WG_IP_FAMILY: "ipv6" }, { tunnelFamilies: ["ipv6"] }],
+  [{ WG_IP_FAMILY: "dualstack" }, { tunnelFamilies: ["ipv4", "ipv6"] }],
+  [{ POD_CIDR_SOURCE_IPV4: "none" }, { podCidrSource: { ipv4: "none", ipv6: "spec" } }],
+  [
+    { POD_CIDR_SOURCE_IPV6: "file", POD_CIDR_SOURCE_PATH: "/etc/pod-cidrs" },
+    { podCidrSource: { ipv4: "spec", ipv6: "file" }, podCidrSourcePath: "/etc/pod-cidrs" },
+  ],
+  [{ MASQUERADE_IPV6: "false" }, { masquerade: { ipv4: true, ipv6: false } }],
+  [{ NATIVE_ROUTING_IPV4: "1" }, { nativeRouting: { ipv4: true, ipv6: false } }],
+  [
+    { FIREWALL_ONLY: "true", POD_CIDR_SOURCE_IPV4: "none", POD_CIDR_SOURCE_IPV6: "none" },
+    { firewallOnly: true, podCidrSource: { ipv4: "none", ipv6: "none" } },
+  ],
+  [{ WIREGUARD: "kernel" }, { wireguard: "kernel" }],
+  [{ WIREGUARD: "userspace" }, { wireguard: "userspace" }],
+  [{ POD_IPV6_DAD: "1" }, { podIpv6Dad: true }],
+  [{ RESYNC_PERIOD: "5" }, { resyncPeriod: 5 }],
+  [{ LOG_LEVEL: "debug" }, { logLevel: "debug" }],
+  [{ KUBECONFIG: "/root/.kube/config" }, { kubeconfig: "/root/.kube/config" }],
+  [{ KUBECONFIG: "" }, { kubeconfig: undefined }],
+  // What cannot be done yet may be switched off, or chosen by itself.
+  [{ FILTER_IPV4: "0", FILTER_IPV6: "false", ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
+  [{ FIREWALL_BACKEND: "nftables" }, {}],
+  // Others' variables are none of ours.
+  [{ PATH: "/bin", WIGGLENET: "x" }, {}],
+])("%j", (env, expected) => {
+  const { podCidrExpression: _, ...given } = config(env);
+  const { podCidrExpression: __, ...usual } = config();
+  expect(given).toEqual({ ...usual, ...expected });
+});
+
+// strconv.ParseBool, so that the same manifest means the same to both kinds of agents.
+test.each<[value: string, expected: boolean | undefined]>([
+  ...["1", "t", "T", "true", "TRUE", "True"].map((value): [string, boolean] => [value, true]),
+  ...["0", "f", "F", "false", "FALSE", "False"].map((value): [string, boolean] => [value, false]),
+  ...["", "yes", "on", "tRUE", "2", " true", "no"].map((value): [string, undefined] => [value, undefined]),
+])("a boolean of %j is %p", (value, expected) => {
+  if (expected === undefined)
+    expect(mistakes({ MASQUERADE_IPV4: value })).toEqual([
+      `MASQUERADE_IPV4=${JSON.stringify(value)}: must be a boolean: 1, t, true, 0, f or false`,
+    ]);
+  else expect(config({ MASQUERADE_IPV4: value }).masquerade.ipv4).toBe(expected);
+});
+
+describe("mistakes: the variable, its value, what would be right", () => {
+  test.each<[env: Environment, says: string]>([
+    [{ WIGGLENET_IFACE_NAME: "" }, 'WIGGLENET_IFACE_NAME="": must be a link name of 1 to 15 letters'],
+    [
+      { WIGGLENET_IFACE_NAME: "sixteen-letters-" },
+      'WIGGLENET_IFACE_NAME="sixteen-letters-": must be a link name',
+    ],
+    [{ WIGGLENET_IFACE_NAME: "a.b" }, "must be a link name"],
+    [{ WIGGLENET_IFACE_NAME: "../x" }, "must be a link name"],
+    [{ WIGGLENET_WG_PORT: "0" }, 'WIGGLENET_WG_PORT="0": must be a whole number from 1 to 65535'],
+    [{ WIGGLENET_WG_PORT: "65536" }, "from 1 to 65535"],
+    [{ WIGGLENET_WG_PORT: "0x10" }, "from 1 to 65535"],
+    [{ WIGGLENET_WG_PORT: "" }, "from 1 to 65535"],
+    [{ WIGGLENET_WG_PORT: "1e3" }, "from 1 to 65535"],
+    [{ WIGGLENET_WG_PORT: "-1" }, "from 1 to 65535"],
+    [{ RESYNC_PERIOD: "0" }, 'RESYNC_PERIOD="0": must be a whole number from 1 to 86400'],
+    [{ RESYNC_PERIOD: "1.5" }, "from 1 to 86400"],
+    [{ RESYNC_PERIOD: "60s" }, "from 1 to 86400"],
+    [{ WIGGLENET_PRIVKEY_PATH: "key" }, 'WIGGLENET_PRIVKEY_PATH="key": must be an absolute path'],
+    [{ CNI_CONFIG_PATH: "" }, 'CNI_CONFIG_PATH="": must be an absolute path'],
+    [{ PROC_SYS_NET_PATH: "./net" }, "must be an absolute path"],
+    [{ NODE_IP_INTERFACES: "eth0,a b" }, 'NODE_IP_INTERFACES="eth0,a b": "a b" cannot be the name of a link'],
+    [{ NODE_IP_INTERFACES: "eth0;eth1;eth2;eth3" }, "cannot be the name of a link"],
+    [{ WG_IP_FAMILY: "IPv4" }, 'WG_IP_FAMILY="IPv4": must be one of ipv4, ipv6, dualstack'],
+    [{ WG_IP_FAMILY: "" }, "must be one of ipv4, ipv6, dualstack"],
+    [{ WIREGUARD: "go" }, 'WIREGUARD="go": must be one of auto, kernel, userspace'],
+    [{ LOG_LEVEL: "loud" }, "must be one of trace, debug, info, warn, error"],
+    [
+      { POD_CIDR_SOURCE_IPV4: "Spec" },
+      'POD_CIDR_SOURCE_IPV4="Spec": must be one of none, spec, file, expression',
+    ],
+    [{ POD_CIDR_SOURCE_IPV4: "file" }, 'POD_CIDR_SOURCE_PATH="": must be an absolute path'],
+    [
+      { POD_CIDR_SOURCE_IPV4: "file", POD_CIDR_SOURCE_PATH: "x" },
+      'POD_CIDR_SOURCE_PATH="x": must be an absolute path',
+    ],
+    [{ POD_CIDR_SOURCE_IPV4: "none", POD_CIDR_SOURCE_IPV6: "none" }, "pods would have no address"],
+    [{ POD_CIDR_SOURCE_IPV6: "expression" }, 'POD_CIDR_EXPRESSION="": must be a CEL expression'],
+    [{ POD_CIDR_SOURCE_IPV6: "expression", POD_CIDR_EXPRESSION: "  " }, "must be a CEL expression"],
+    [{ POD_CIDR_SOURCE_IPV6: "expression", POD_CIDR_EXPRESSION: "1 +" }, 'POD_CIDR_EXPRESSION="1 +": '],
+    [
+      { POD_CIDR_SOURCE_IPV6: "expression", POD_CIDR_EXPRESSION_PATH: "/no/such" },
+      'POD_CIDR_EXPRESSION_PATH="/no/such": ENOENT',
+    ],
+    [
+      { ENABLE_NETWORK_POLICY: "1" },
+      'ENABLE_NETWORK_POLICY="1": this version cannot do that yet: unset it or set it to 0',
+    ],
+    [{ FILTER_IPV6: "true" }, "this version cannot do that yet"],
+    [{ ENABLE_FLOWTABLE: "maybe" }, "must be a boolean"],
+    [{ FIREWALL_BACKEND: "iptables" }, 'FIREWALL_BACKEND="iptables": this version knows nftables only'],
+    [{ FIREWALL_BACKEND: "nft" }, "must be one of auto, nftables, iptables"],
+  ])("%j", (env, says) => {
+    const found = mistakes(env);
+    expect(found).toHaveLength(1);
+    expect(found[0]).toContain(says);
+  });
+
+  test("no name of the node", () => {
+    expect(mistakes({}, {})).toEqual([`NODE_NAME="": must be the name of this node's Node object`]);
+  });
+
+  test("all at once, in one message", () => {
+    const env = {
+      WIGGLENET_WG_PORT: "x",
+      WG_IP_FAMILY: "x",
+      MASQUERADE_IPV4: "x",
+      MASQUERADE_IPV6: "x",
+      RESYNC_PERIOD: "x",
+      CNI_CONFIG_PATH: "x",
+      LOG_LEVEL: "x",
+    };
+    const found = mistakes(env, {});
+    expect(found.map((mistake) => mistake.split("=")[0]).sort()).toEqual(
+      [...Object.keys(env), "NODE_NAME"].sort(),
+    );
+    expect(() => readConfig(env)).toThrow(`wrong configuration:\n  ${found.join("\n  ")}`);
+  });
+});
+
+describe("expressions", () => {
+  const evaluated = (env: Environment) =>
+    config({ POD_CIDR_SOURCE_IPV4: "expression", ...env }).podCidrExpression?.evaluate({
+      interfaces: {},
+      node: { name: "node-7", labels: {}, annotations: {} },
+    });
+
+  test("in the environment", () => {
+    expect(evaluated({ POD_CIDR_EXPRESSION: 'cidr("10.8.0.0/24")' })).toEqual(["10.8.0.0/24"]);
+  });
+
+  test("in a file, which counts more", () => {
+    const env = { POD_CIDR_EXPRESSION_PATH: join(folder, "expression"), POD_CIDR_EXPRESSION: "1 +" };
+    expect(evaluated(env)).toEqual(["10.9.0.0/24"]);
+  });
+
+  test("in a file, and wrong", () => {
+    const env = { POD_CIDR_SOURCE_IPV4: "expression", POD_CIDR_EXPRESSION_PATH: join(folder, "wrong") };
+    expect(mistakes(env)).toEqual([expect.stringContaining(`POD_CIDR_EXPRESSION_PATH="${folder}/wrong": `)]);
+  });
+
+  test("not looked at where no source needs them", () => {
+    expect(config({ POD_CIDR_EXPRESSION: "1 +" }).podCidrExpression).toBeUndefined();
+  });
+});
