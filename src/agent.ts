@@ -12,6 +12,7 @@ import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
+import { contains } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
@@ -130,7 +131,9 @@ export class Agent {
     if (links === undefined) return;
     this.#followAddresses(links);
     const settings = await this.#ownSettings();
-    const podRanges = await this.#ownPodRanges(node, links, settings);
+    const routes = config.firewallOnly ? undefined : await host.attempt("routes", () => host.routes());
+    if (!config.firewallOnly && routes === undefined) return;
+    const podRanges = await this.#ownPodRanges(node, links, settings, routes);
     if (podRanges === undefined) return;
     const own = {
       name: config.nodeName,
@@ -170,7 +173,7 @@ export class Agent {
       underlayMtu: underlayMtu(links, own, config.linkName),
       standing: this.#standing,
       underlay: routes.underlay,
-      departed: this.#departedPrefixes(routes, own.podRanges),
+      departed: this.#departedClaims(routes, own.podRanges),
       reserved: this.#reserved,
     });
     this.#report(desired.problems);
@@ -203,8 +206,10 @@ export class Agent {
     node: NodeObject,
     links: readonly Link[],
     settings: OwnSettings,
+    routes: ObservedRoutes | undefined,
   ): Promise<PodRange[] | undefined> {
-    const compute = () => ownPodRanges(node, links, settings);
+    const gateways = (routes?.underlay ?? []).flatMap((route) => route.via ?? []);
+    const compute = () => ownPodRanges(node, links, settings, gateways);
     const computed =
       this.#podRanges === undefined
         ? compute()
@@ -221,8 +226,8 @@ export class Agent {
     return this.#podRanges;
   }
 
-  /** Unreachable prefixes of ours that nobody claims any more, and that are not yet to be forgotten. */
-  #departedPrefixes(routes: ObservedRoutes, own: readonly PodRange[]): string[] {
+  /** Unreachable prefixes of ours that nobody claims any more, not yet to be forgotten, and what we except from them. */
+  #departedClaims(routes: ObservedRoutes, own: readonly PodRange[]): string[] {
     const claimed = new Set([
       ...own.map((range) => range.subnet),
       ...[...this.#nodes.others.values()].flatMap((node) => node.podCidrs),
@@ -235,7 +240,11 @@ export class Agent {
       if (claimed.has(prefix) || !present.has(prefix)) this.#departed.delete(prefix);
     for (const prefix of present)
       if (!claimed.has(prefix) && !this.#departed.has(prefix)) this.#departed.set(prefix, now + departure);
-    return [...this.#departed].filter(([, until]) => until > now).map(([prefix]) => prefix);
+    const left = [...this.#departed].filter(([, until]) => until > now).map(([prefix]) => prefix);
+    const excepted = routes.own.filter(
+      (route) => route.type === "underlay" && left.some((prefix) => contains(prefix, route.prefix)),
+    );
+    return [...left, ...excepted.map((route) => route.prefix.replace(/\/.*/, ""))];
   }
 
   /** One line for each node whose problems changed, once. */

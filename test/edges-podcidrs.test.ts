@@ -8,6 +8,7 @@ import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 
 const file = "/etc/wigglenet/pod-cidrs";
+const gateway = "2001:db8:2::3";
 const byExpression = (expression: string, env: Record<string, string> = {}) => ({
   POD_CIDR_SOURCE_IPV6: "expression",
   POD_CIDR_EXPRESSION: expression,
@@ -83,13 +84,15 @@ beforeAll(async () => {
     ],
   });
   [whole, small, first, second, zone, byFile] = lightNodes();
-  await lab.underlay.router.ip("addr add fe80::1/64 dev br0 nodad");
+  await lab.underlay.router.ip("addr add fe80::1/64 dev br0 nodad", `addr add ${gateway}/128 dev br0 nodad`);
   await Promise.all([
     routePrefix(whole, 1, "1"),
     routePrefix(small, 2, "5"),
     routePrefix(first, 3, "1"),
     routePrefix(second, 4, "1"),
   ]);
+  // Others have their router inside the prefix.
+  await small.namespace.ip(`route replace default via ${gateway} dev eth0`);
   // No newline at the end.
   await byFile.write(
     file,
@@ -159,11 +162,32 @@ test("a dead address of an on-link pod CIDR: nobody is sent the packet", async (
   expect(await capture.stop()).toEqual([]);
 });
 
-test("no pod ever gets the node's own address", async () => {
+test("a node that was deleted from the cluster, but runs, is still reached at its address in its pod CIDR", async () => {
+  const { stdout } = await whole.$`ip -6 route show dev wigglenet`;
+  expect(stdout).toContain("2001:db8:3::/80 ");
+  await lab.controlPlane.api.remove(`/api/v1/nodes/${first.name}`);
+  await until(
+    "whole to have no route to first's pods",
+    async () => !(await whole.$`ip -6 route show dev wigglenet`).stdout.includes("2001:db8:3::/80 "),
+  );
+  // How else would its kubelet register it again, with an API server on one of these nodes?
+  expect(await lab.unreached([whole, first], { families: ["ipv6"], protocols: ["tcp"] })).toEqual([]);
+  // Also once all is looked at again.
+  await whole.stopAgent();
+  await whole.startAgent();
+  await until("whole to be in sync", () => whole.agentLog().some((line) => line.msg === "in sync"));
+  expect(await lab.unreached([whole, first], { families: ["ipv6"], protocols: ["tcp"] })).toEqual([]);
+  expect(await lab.reach(whole, pods[2]!, { family: "ipv6", protocol: "tcp" })).toMatchObject({
+    ok: false,
+    reason: "No route to host",
+  });
+});
+
+test("no pod ever gets the address of the node or of its router", async () => {
   const more: Pod[] = [];
-  for (let index = 0; index < 4; index++) more.push(await small.pod(`more${index}`));
+  for (let index = 0; index < 3; index++) more.push(await small.pod(`more${index}`));
   const given = [pods[1]!, ...more].map((pod) => pod.addresses.ipv6!).sort();
-  expect(given).toEqual(["2", "3", "4", "6", "7"].map((host) => `2001:db8:2::${host}`));
+  expect(given).toEqual(["2", "4", "6", "7"].map((host) => `2001:db8:2::${host}`));
   await expect(small.pod("none")).rejects.toThrow(/no IP addresses available in range set/);
   expect(await lab.unreached([...more, whole, pods[0]!], { protocols: ["icmp"] })).toEqual([]);
   expect((await small.$`ip -j address show dev wigglenet`).stdout).toContain('"2001:db8:2::1"');

@@ -237,4 +237,17 @@ describe("MTU", () => {
     expect((await small.$`ip -j link show dev eth0`).stdout).toContain('"mtu":1300');
     expect(await lab.unreached([small, p1, p3, n2], { protocols: ["tcp"], size: 60_000 })).toEqual([]);
   });
+
+  test("is never less than IPv6 needs: then the tunnel's own packets are fragmented", async () => {
+    for (const node of [n1, n2]) await node.namespace.ip("link set eth0 mtu 1280");
+    for (const node of [n1, n2])
+      await until(
+        `the MTU of ${node.name} to follow`,
+        async () => (await link(node)) === 1280 && cni(node) === 1280,
+      );
+    const small = [await n1.pod("least"), await n2.pod("least")];
+    expect(await lab.unreached(small)).toEqual([]);
+    expect(await lab.unreached(small, { protocols: ["tcp"], size: 60_000 })).toEqual([]);
+    expect(await lab.unreached(small, { protocols: ["icmp"], size: 1280, dontFragment: true })).toEqual([]);
+  });
 });

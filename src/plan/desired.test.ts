@@ -271,6 +271,20 @@ describe("routes", () => {
         "fd00:1:0:9::/64 unreachable",
       ],
     ],
+    [
+      "its address inside its pod CIDR goes the way that it went before",
+      {
+        nodes: [],
+        departed: ["2001:db8:9::/64", "2001:db8:9::5"],
+        underlay: [{ prefix: "::/0", via: "fe80::1", dev: "eth0", metric: 1024 }],
+      },
+      [
+        "10.1.0.0/24 unreachable",
+        "2001:db8:9::/64 unreachable",
+        "2001:db8:9::5/128 via fe80::1 dev eth0",
+        "fd00:1::/64 unreachable",
+      ],
+    ],
     ["one that left, and whose pod CIDR another has", { nodes: [], departed: ["10.1.0.0/24"] }, ownGuards],
     [
       "IPv4 routed natively",
@@ -385,6 +399,11 @@ describe("link, rules, MTU, firewall, CNI file", () => {
       { mtu: 1420, cniMtu: 1420, addresses: ["10.1.0.1/32", "fd00:1::1/128"], rules: ["ipv4", "ipv6"] },
     ],
     ["an underlay of 1450 (cilium#23917, k3s#5101)", { underlayMtu: 1450 }, { mtu: 1370, cniMtu: 1370 }],
+    [
+      "an underlay of 1280 (Tailscale): what IPv6 needs at least",
+      { underlayMtu: 1280 },
+      { mtu: 1280, cniMtu: 1280 },
+    ],
     ["jumbo frames", { underlayMtu: 9000 }, { mtu: 8920, cniMtu: 8920 }],
     [
       "both routed natively: no link, no overhead",

@@ -87,7 +87,7 @@ export interface PlanInput {
   underlayMtu: number;
   standing: Standing;
   underlay: readonly UnderlayRoute[];
-  /** Pod CIDRs of nodes that left a short while ago. */
+  /** Pod CIDRs of nodes that left a short while ago, and addresses of theirs that lie inside. */
   departed: readonly string[];
   /** Addresses that no node may claim. */
   reserved: readonly string[];
@@ -118,7 +118,8 @@ export function plan(input: PlanInput): Desired {
   const tunnelled = families.filter((family) => !settings.nativeRouting[family]);
   const inTunnel = (value: string) => tunnelled.includes(familyOf(value));
   const tunnel = tunnelled.length > 0;
-  const mtu = tunnel ? input.underlayMtu - tunnelOverhead : input.underlayMtu;
+  const least = ownPodCidrs.some((prefix) => inTunnel(prefix) && familyOf(prefix) === "ipv6") ? ipv6Least : 0;
+  const mtu = tunnel ? Math.max(input.underlayMtu - tunnelOverhead, least) : input.underlayMtu;
   const peers = (tunnel ? nodes : []).flatMap((node) => {
     const peer = peerOf(node, settings.port, reaches, inTunnel);
     if (peer && peer.endpoint === undefined)
@@ -153,6 +154,8 @@ export function plan(input: PlanInput): Desired {
 
 // WireGuard's 32 bytes + UDP 8 + IPv6 40, which leaves a multiple of 16 for its padding on a 1500 underlay.
 const tunnelOverhead = 80;
+// A link with less has no IPv6 (RFC 8200, 5). On an underlay of less than 1360 the tunnel's packets are fragmented.
+const ipv6Least = 1280;
 
 function peerOf(
   node: SettledNode,
@@ -181,20 +184,24 @@ function routes(
   inTunnel: (value: string) => boolean,
 ): Route[] {
   const result: Route[] = [];
+  const isPrefix = (value: string) => value.includes("/");
   const podCidrs = unique([
     ...ownPodCidrs,
     ...nodes.flatMap((node) => node.podCidrs),
-    ...input.departed,
+    ...input.departed.filter(isPrefix),
   ]).filter(inTunnel);
   for (const prefix of podCidrs) result.push({ type: "unreachable", prefix });
+  // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
+  const except = (address: string) => {
+    const way = longestMatch(address, input.underlay);
+    if (way) result.push({ type: "underlay", prefix: hostPrefix(address), via: way.via, dev: way.dev });
+  };
+  // One that left the cluster may still run, and its kubelet be about to register it again.
+  for (const address of input.departed) if (!isPrefix(address) && inTunnel(address)) except(address);
   for (const node of nodes) {
     const prefixes = node.podCidrs.filter(inTunnel);
-    // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
     for (const address of [...node.record.endpoints, ...node.addresses])
-      if (prefixes.some((prefix) => contains(prefix, address))) {
-        const way = longestMatch(address, input.underlay);
-        if (way) result.push({ type: "underlay", prefix: hostPrefix(address), via: way.via, dev: way.dev });
-      }
+      if (prefixes.some((prefix) => contains(prefix, address))) except(address);
     if (node.publicKey === undefined) continue;
     for (const prefix of prefixes) result.push({ type: "tunnel", prefix, table: "main" });
     for (const address of node.addresses.filter(inTunnel))

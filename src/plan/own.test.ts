@@ -195,6 +195,16 @@ describe("own pod CIDRs", () => {
     });
   });
 
+  test("the provider's router inside the prefix is left out", () => {
+    const file64 = settings(file("2001:db8:9::/64", "none"));
+    expect(ownPodRanges(node(), links, file64, ["192.0.2.254", "2001:db8:9::1", "fe80::1"])[0]).toMatchObject(
+      {
+        gateway: "2001:db8:9::2",
+        stretches: [["2001:db8:9::2", "2001:db8:9:0:ffff:ffff:ffff:ffff"]],
+      },
+    );
+  });
+
   test("the gateway on the tunnel's link and on pods' links is no address to leave out", () => {
     expect(ownPodRanges(node(), links, settings())[0]?.gateway).toBe("10.1.7.1");
   });

@@ -78,6 +78,7 @@ export function underlayMtu(
 
 /**
  * The pod CIDRs of this node by their sources, each with the addresses that pods get.
+ * @param gateways of the node's routes: of a /64 that is on the link, the provider's router may have one
  * @returns an empty list while the Node has none yet in its spec and no other source gives any
  * @throws Error with the source, what it gave, and what would be right
  */
@@ -85,6 +86,7 @@ export function ownPodRanges(
   node: NodeObject,
   links: readonly NodeLink[],
   settings: OwnSettings,
+  gateways: readonly string[] = [],
 ): PodRange[] {
   const own = nodeLinks(links, settings.linkName);
   let evaluated: string[] | undefined;
@@ -104,7 +106,8 @@ export function ownPodRanges(
   const bad = prefixes.find((prefix) => !isUsable(prefix));
   if (bad !== undefined)
     throw new Error(`pod CIDR ${bad} is not of unicast addresses that pods can have: correct its source`);
-  const excluded = own.flatMap((link) => link.addresses.map((entry) => entry.address));
+  const addresses = own.flatMap((link) => link.addresses.map((entry) => entry.address));
+  const excluded = [...addresses, ...gateways];
   return [...new Set(prefixes)].sort(compareAddresses).map((prefix) => podRange(prefix, excluded));
 }
 
