@@ -79,9 +79,10 @@ kernel/random/boot_id=$(cat /proc/sys/kernel/random/uuid)
 X
 }
 
-service() { "$@" >> "$LOGS/$NODE-$(basename "$1").log" 2>&1 < /dev/null & }
-
-restarted() { while :; do "$@" || :; sleep 1; done; }
+# what systemd would do: kubelet for one ends when containerd is not ready for it yet
+service() {
+  while :; do "$@" || :; sleep 0.2; done >> "$LOGS/$NODE-$(basename "$1").log" 2>&1 < /dev/null &
+}
 
 boot() {
   local host_pid
@@ -101,7 +102,7 @@ boot() {
 
   # a kernel without WireGuard: the node brings it as a service, which outlives the agent's container
   if ip link add wg-probe type wireguard 2> /dev/null; then ip link del wg-probe
-  else restarted env LOG_LEVEL=error wireguard-go -f wigglenet >> "$LOGS/$NODE-wireguard-go.log" 2>&1 < /dev/null & fi
+  else LOG_LEVEL=error service wireguard-go -f wigglenet; fi
   service "$PROGRAMS/kubelet" --config="$DISK/config/kubelet.yaml" --kubeconfig="$DISK/config/kubelet.kubeconfig" \
     --hostname-override="$NODE" --node-ip="$ADDRESSES" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki
   service "$PROGRAMS/kube-proxy" --config="$DISK/config/kube-proxy.yaml"
