@@ -247,11 +247,11 @@ export function failure(code: number, message: string): Response {
   return Response.json({ kind: "Status", code, message }, { status: code });
 }
 
-/** Waits until `condition` holds; throws with `what` after four seconds. */
+/** Waits until `condition` holds; throws with `what` after 15 seconds. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
-  const deadline = performance.now() + 4_000;
+  const deadline = performance.now() + 15_000;
   while (!condition()) {
-    if (performance.now() > deadline) throw new Error(`not within four seconds: ${what}`);
+    if (performance.now() > deadline) throw new Error(`not within 15 seconds: ${what}`);
     await Bun.sleep(2);
   }
 }

@@ -1,7 +1,9 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { annotationsOf } from "../plan/node.ts";
 import { FakeApi, type FakeNode, failure, fakeNode, until } from "./fake-api.ts";
 import { ClusterNodes } from "./nodes.ts";
+
+setDefaultTimeout(30_000);
 
 const key = (n: number) => Buffer.alloc(32, n).toString("base64");
 
@@ -34,12 +36,14 @@ describe("following the Nodes", () => {
   let running: Promise<void> | undefined;
   let nodes: ClusterNodes;
   let changes: number;
+  let grace: number;
 
   beforeEach(() => {
     api = new FakeApi();
     api.page = 500;
     stop = new AbortController();
     changes = 0;
+    grace = 150;
   });
 
   afterEach(async () => {
@@ -57,7 +61,7 @@ describe("following the Nodes", () => {
       changed: () => {
         changes += 1;
       },
-      grace: 150,
+      grace,
     });
     running = nodes.run(stop.signal);
     await until("watching both", () => api.watching === 2);
@@ -212,6 +216,7 @@ describe("following the Nodes", () => {
 
     // A peer that is taken away and put back has forgotten its session: 15 s of loss.
     test("and is made anew keeps its place, with its key all the while", async () => {
+      grace = 1_000;
       await start(fakeNode("n0"), ours(1));
       await complete();
       const seen = new Set<string>();
@@ -222,7 +227,7 @@ describe("following the Nodes", () => {
       api.put(ours(1));
       api.put(ours(2));
       await until("the last", () => kept().length === 2);
-      await Bun.sleep(200);
+      await Bun.sleep(grace + 50);
       seen.add(kept()[0] ?? "");
       expect([...seen]).toEqual(["n1 10.1.1.0/24 192.0.2.1"]);
     });

@@ -1,6 +1,8 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { FakeApi, failure, fakeNode, until } from "./fake-api.ts";
 import { type ApiObject, backoff, follow, lines, type Timing } from "./reflector.ts";
+
+setDefaultTimeout(30_000);
 
 test.each<[failures: number, least: number, most: number]>([
   [1, 125, 250],
@@ -210,6 +212,7 @@ describe("following", () => {
     api.intercept = () => (times++ < 3 ? answer() : undefined);
     start();
     await until("watching", () => api.watching === 1);
+    await until("back", () => api.logged.length === 4);
     expect(told).toEqual(["=n1,n2,n3"]);
     expect(waits).toEqual([1, 2, 3]);
     expect(api.logged).toEqual([
@@ -254,8 +257,10 @@ describe("following", () => {
 
   test("a watch of the usual length starts the row anew", async () => {
     start({ brief: 30 });
-    for (let watch = 0; watch < 3; watch += 1) {
+    for (const name of ["n4", "n5", "n6"]) {
       await until("watching", () => api.watching === 1);
+      api.put(fakeNode(name));
+      await until("told", () => told.at(-1) === `+${name}`);
       await Bun.sleep(40);
       api.end();
     }
@@ -264,10 +269,10 @@ describe("following", () => {
   });
 
   test("a silent connection is given up, and one that speaks is not", async () => {
-    start({ silence: 150 });
+    start({ silence: 1_000 });
     await until("watching", () => api.watching === 1);
-    for (let word = 0; word < 10; word += 1) {
-      await Bun.sleep(30);
+    for (let word = 0; word < 8; word += 1) {
+      await Bun.sleep(150);
       api.bookmark();
     }
     expect(api.said.filter((request) => request.startsWith("watch"))).toHaveLength(1);
