@@ -169,6 +169,18 @@ test("with the agent held back after a reboot no pod starts", async () => {
   expect(await allUnreached()).toEqual([]);
 });
 
+test("without a wireguard-go of the node the agent runs one, given the device and no more rights", async () => {
+  const node = cluster.node("n3");
+  await node.stopService("wireguard-go");
+  await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/userspace.yaml`;
+  await restartAgent("n3");
+  await until("the agent to be in sync", async () => said(await agentLog("n3"), "in sync"));
+  const { pid } = await node.task((await agentPod("n3")).metadata.uid, "wigglenet");
+  expect((await node.$`pgrep -x wireguard-go -P ${pid}`).stdout).not.toBe("");
+  expect((await node.$`cat /proc/${pid}/status`).stdout).toMatch(/CapBnd:\s*0*1000$/m);
+  expect(await allUnreached()).toEqual([]);
+});
+
 const heldPod = {
   apiVersion: "v1",
   kind: "Pod",

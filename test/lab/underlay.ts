@@ -54,7 +54,9 @@ export class Underlay implements AsyncDisposable {
     // A bridge that hands its frames to the firewall would translate addresses before the router has routed.
     await router.$`for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$file" ] || echo 0 > "$file"; done`;
     await router.ip(
-      "link add br0 type bridge",
+      // An address of its own: else it has the lowest of its ports', and the nodes' neighbour entries for the router
+      // go stale when one is plugged in or out.
+      "link add br0 address 02:00:5e:00:00:01 type bridge",
       "link set br0 up",
       `addr add ${routerAddresses.ipv4}/24 dev br0`,
       `addr add ${routerAddresses.ipv6}/64 dev br0 nodad`,

@@ -81,7 +81,7 @@ X
 
 # what systemd would do: kubelet for one ends when containerd is not ready for it yet
 service() {
-  while :; do "$@" || :; sleep 0.2; done >> "$LOGS/$NODE-$(basename "$1").log" 2>&1 < /dev/null &
+  until [ -e "/run/stopped/$(basename "$1")" ]; do "$@" || :; sleep 0.2; done >> "$LOGS/$NODE-$(basename "$1").log" 2>&1 < /dev/null &
 }
 
 boot() {

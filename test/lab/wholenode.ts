@@ -103,6 +103,12 @@ export class WholeNode implements Host, AsyncDisposable {
     });
   }
 
+  /** Stops a service until the next boot. */
+  async stopService(name: string): Promise<void> {
+    await this.$`mkdir -p /run/stopped && touch /run/stopped/${name} && pkill -x ${name}`;
+    await until(`${name} to end`, async () => (await this.$`pgrep -x ${name}`.nothrow()).exitCode !== 0);
+  }
+
   /** What containerd runs: the ids of containers, and their processes as the node sees them. */
   async tasks(): Promise<Map<string, number>> {
     const lines = (await this.$`ctr -n k8s.io tasks ls`).stdout.trim().split("\n").slice(1);
