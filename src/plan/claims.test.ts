@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { compareAddresses, families, hostPrefix, overlaps } from "./address.ts";
+import { compareAddresses, families, hostPrefix, overlaps, parseAddress } from "./address.ts";
 import { type OwnClaims, type Standing, settle } from "./claims.ts";
 import { annotation, fromAnnotations, fromNode, type NodeRecord } from "./node.ts";
 
@@ -168,6 +168,41 @@ describe("who wins", () => {
         [node("a", ["192.0.2.0/24"]), node("b", ["192.0.2.9"])],
         { "192.0.2.9/32": "key of b" },
         ["a: ", "b: 192.0.2.9"],
+      ],
+      [
+        "an address twice, and a pod CIDR of one of the two around it: not by that way either",
+        own(),
+        [node("a", ["192.0.2.9", "192.0.2.8/31", "192.0.2.9/32", cidr]), node("b", ["192.0.2.9"])],
+        { "192.0.2.9/32": "key of b" },
+        [`a: ${cidr}`, "b: "],
+      ],
+      [
+        "an address twice, inside of the pod CIDR in which its node stands",
+        own(),
+        [node("a", ["192.0.2.9"]), node("b", ["192.0.2.9", "192.0.2.0/24"])],
+        { "192.0.2.0/24": "key of b" },
+        ["a: ", "b: 192.0.2.0/24"],
+      ],
+      [
+        "where a tunnel's packets go over an older pod CIDR around it",
+        own(),
+        [node("a", ["198.51.100.0/24"]), node("b", [cidr], { endpoints: ["198.51.100.9"] })],
+        { "key of b": "198.51.100.9" },
+        ["a: ", `b: ${cidr}`],
+      ],
+      [
+        "a pod CIDR over where somebody says to be inside of it",
+        own(),
+        [node("a", [], { endpoints: ["10.1.0.9"] }), b],
+        { [cidr]: "key of b", "key of a": "10.1.0.9" },
+        ["a: ", `b: ${cidr}`],
+      ],
+      [
+        "one way to two nodes (behind NAT) is no collision",
+        own(),
+        [node("a", [cidr], { endpoints: ["198.51.100.9"] }), node("b", [], { endpoints: ["198.51.100.9"] })],
+        {},
+        [`a: ${cidr}`, "b: "],
       ],
       [
         "no key, and yet its pod CIDR is its own",
@@ -378,6 +413,19 @@ describe("properties", () => {
             expect([value, contested.has(value)]).toEqual([value, true]);
             expect(owners.has(value)).toBe(false);
           }
+        // Nor is a node taken by a pod CIDR around its address or around the place of its tunnel.
+        const places = [
+          ...first.nodes.flatMap(({ publicKey: key, addresses }) => (key ? addresses : [])),
+          ...new Set(standing.owners.values()),
+        ].map((value) => standing.endpoints.get(value) ?? value);
+        const covering = first.nodes.flatMap(({ podCidrs }) => podCidrs);
+        const free = places.filter(
+          (place) => isAddress(place) && !covering.some((prefix) => overlaps(prefix, place)),
+        );
+        const taken = second.nodes.flatMap(({ podCidrs }) => podCidrs);
+        for (const prefix of taken)
+          if (free.some((place) => overlaps(prefix, place)))
+            throw new Error(`${prefix} takes one of ${free}`);
         for (const key of new Set(standing.owners.values()))
           if (standing.endpoints.has(key))
             expect(endpoints.get(key)).toBe(standing.endpoints.get(key) as string);
@@ -388,6 +436,8 @@ describe("properties", () => {
     );
   }, 60_000);
 });
+
+const isAddress = (value: string) => parseAddress(value) !== undefined;
 
 /** Milliseconds of processor time: how busy the machine is does not matter. */
 function timeOf(work: () => void): number {

@@ -43,10 +43,16 @@ export interface Settlement {
 interface Claim {
   node: string;
   prefix: string;
-  kind: "pod CIDR" | "address";
+  /** An endpoint gives nobody anything: it is where a node's tunnel is, so that no pod CIDR of another may cover it. */
+  kind: "pod CIDR" | "address" | "endpoint";
   rank: number;
   created: string;
 }
+
+/** Whose an address is that is claimed twice: no node has an empty name. */
+const nobody = "";
+/** What comes first wins; age decides between equals. */
+const rank = { own: 0, standing: 1, guard: 2, new: 3 } as const;
 
 /** @param nodes all nodes but our own */
 export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
@@ -55,7 +61,7 @@ export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: S
     if (node !== own.name) refused.set(node, [...(refused.get(node) ?? []), problem]);
   };
   const keys = settleKeys(own, nodes, standing, refuse);
-  const claims = listClaims(own, nodes, keys, standing.owners, refuse);
+  const claims = listClaims(own, nodes, keys, standing, refuse);
   const holds = settlePrefixes(claims, refuse);
   return {
     nodes: nodes.map((record) => ({
@@ -114,7 +120,7 @@ function listClaims(
   own: OwnClaims,
   nodes: readonly NodeRecord[],
   keys: ReadonlyMap<string, string>,
-  owners: ReadonlyMap<string, string>,
+  { owners, endpoints }: Standing,
   refuse: Refuse,
 ): Claim[] {
   const claimants = new Map<string, string>();
@@ -128,20 +134,40 @@ function listClaims(
     node: own.name,
     prefix,
     kind,
-    rank: 0,
+    rank: rank.own,
     created: "",
   });
   const claims = [
     ...own.podCidrs.map((prefix) => ours(prefix, "pod CIDR")),
     ...[...own.addresses, ...own.reserved].map((address) => ours(address, "address")),
   ];
+  // Tunnelled for neither means for no third by a pod CIDR either, nor for one of the two.
+  for (const address of contested)
+    claims.push({ node: nobody, prefix: address, kind: "endpoint", rank: rank.guard, created: "" });
   for (const node of nodes) {
     const key = keys.get(node.name);
     const claim = (prefix: string, kind: Claim["kind"], allowedIp: string): Claim => {
       const stands = key !== undefined && owners.get(allowedIp) === key;
-      return { node: node.name, prefix, kind, rank: stands ? 1 : 2, created: node.created };
+      return {
+        node: node.name,
+        prefix,
+        kind,
+        rank: stands ? rank.standing : rank.new,
+        created: node.created,
+      };
     };
     for (const prefix of node.podCidrs) claims.push(claim(prefix, "pod CIDR", prefix));
+    for (const endpoint of node.endpoints)
+      if (!node.addresses.includes(endpoint)) {
+        const used = key !== undefined && endpoints.get(key) === endpoint;
+        claims.push({
+          node: node.name,
+          prefix: endpoint,
+          kind: "endpoint",
+          rank: used ? rank.guard : rank.new,
+          created: node.created,
+        });
+      }
     for (const address of node.addresses) {
       if (!contested.has(address)) claims.push(claim(address, "address", hostPrefix(address)));
       else if (claimants.get(address) === node.name)
@@ -164,6 +190,7 @@ function settlePrefixes(claims: readonly Claim[], refuse: Refuse): Map<string, S
   const lengths = [...new Set(claims.map((claim) => lengthOf(claim.prefix)))].sort((a, b) => a - b);
   const at = new Map<string, Claim>();
   const below = new Map<string, Claim[]>();
+  const endpointsBelow = new Map<string, Claim[]>();
   const holds = new Map<string, Set<string>>();
   for (const claim of claims) {
     const bits = lengthOf(claim.prefix);
@@ -171,28 +198,35 @@ function settlePrefixes(claims: readonly Claim[], refuse: Refuse): Map<string, S
       .filter((length) => length <= bits)
       .map((length) => ancestorKey(claim.prefix, length));
     const self = ancestors.at(-1) as string;
+    if (claim.kind === "endpoint") {
+      for (const key of ancestors) note(endpointsBelow, key, claim);
+      continue;
+    }
     const rival =
       ancestors.map((key) => at.get(key)).find((other) => other !== undefined && other.node !== claim.node) ??
-      below.get(self)?.find((other) => other.node !== claim.node);
+      below.get(self)?.find((other) => other.node !== claim.node) ??
+      (claim.kind === "pod CIDR"
+        ? endpointsBelow.get(self)?.find((other) => other.node !== claim.node)
+        : undefined);
     if (rival !== undefined) {
-      refuse(
-        claim.node,
-        `${claim.kind} ${claim.prefix} overlaps ${rival.kind} ${rival.prefix} of node ${rival.node}`,
-      );
+      const whose = rival.node === nobody ? "that two nodes claim" : `of node ${rival.node}`;
+      refuse(claim.node, `${claim.kind} ${claim.prefix} overlaps ${rival.kind} ${rival.prefix} ${whose}`);
       continue;
     }
     if (!at.has(self)) at.set(self, claim);
-    for (const key of ancestors) {
-      const inside = below.get(key);
-      // One claim a node is enough to tell a rival.
-      if (inside === undefined) below.set(key, [claim]);
-      else if (inside.length < 2 && !inside.some((other) => other.node === claim.node)) inside.push(claim);
-    }
+    for (const key of ancestors) note(below, key, claim);
     const held = holds.get(claim.node);
     if (held === undefined) holds.set(claim.node, new Set([claim.prefix]));
     else held.add(claim.prefix);
   }
   return holds;
+}
+
+/** One claim a node is enough to tell a rival, and two nodes are. */
+function note(below: Map<string, Claim[]>, key: string, claim: Claim): void {
+  const inside = below.get(key);
+  if (inside === undefined) below.set(key, [claim]);
+  else if (inside.length < 2 && !inside.some((other) => other.node === claim.node)) inside.push(claim);
 }
 
 function olderFirst(a: NodeRecord, b: NodeRecord): number {
