@@ -17,16 +17,13 @@ const byExpression = (expression: string, env: Record<string, string> = {}) => (
 const routed = `interfaces["eth0"].filter(p, p.ip().family() == 6 && p.ip().isGlobalUnicast())[0]`;
 
 let lab: Lab;
-const lightNodes = () =>
-  lab.nodes as [
-    whole: LightNode,
-    small: LightNode,
-    first: LightNode,
-    second: LightNode,
-    zone: LightNode,
-    byFile: LightNode,
-  ];
-let [whole, small, first, second, zone, byFile]: ReturnType<typeof lightNodes> = [] as never;
+type Six = [LightNode, LightNode, LightNode, LightNode, LightNode, LightNode];
+let whole: LightNode,
+  small: LightNode,
+  first: LightNode,
+  second: LightNode,
+  zone: LightNode,
+  byFile: LightNode;
 let pods: Pod[];
 
 /**
@@ -83,7 +80,7 @@ beforeAll(async () => {
       },
     ],
   });
-  [whole, small, first, second, zone, byFile] = lightNodes();
+  [whole, small, first, second, zone, byFile] = lab.nodes as Six;
   await lab.underlay.router.ip("addr add fe80::1/64 dev br0 nodad", `addr add ${gateway}/128 dev br0 nodad`);
   await Promise.all([
     routePrefix(whole, 1, "1"),

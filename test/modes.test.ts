@@ -72,13 +72,21 @@ describe("native routing", () => {
         ),
     );
 
+  /** What comes for a dead address of the own pod CIDRs must not go back by the default route. */
+  const guards = async (node: LightNode) =>
+    (await node.podCIDRs()).map((cidr) =>
+      cidr.includes(":")
+        ? `-6 unreachable ${cidr} dev lo metric 4096 pref medium`
+        : `-4 unreachable ${cidr} metric 4096`,
+    );
+
   test("for both: no link, no key, no routes, no mark; pods go by the underlay", async () => {
     await run(true, true);
     await routeByUnderlay("replace");
     [p1, p2] = await Promise.all([n1.pod("p"), n2.pod("p")]);
     for (const node of lab.nodes) {
       const state = await stateOf(node);
-      expect(state).toMatchObject({ link: [], routes: [], wireguard: [] });
+      expect(state).toMatchObject({ link: [], routes: await guards(node), wireguard: [] });
       expect(state.rules.join("\n")).not.toContain("24601");
       expect(state.nftables.join("\n")).not.toContain("mark set");
       expect(state.annotations).not.toContainKey(key);
@@ -90,6 +98,20 @@ describe("native routing", () => {
     expect(await lab.unreached([p1, p2], { protocols: ["icmp"], size: 1500, dontFragment: true })).toEqual(
       [],
     );
+    const dead = {
+      ipv4: p1.addresses.ipv4!.replace(/\d+$/, "222"),
+      ipv6: p1.addresses.ipv6!.replace(/::.*$/, "::dead"),
+    };
+    const nobody: Host = { name: "nobody", addresses: dead, place: n1.place };
+    const mac = (await n1.$`cat /sys/class/net/eth0/address`).stdout.trim();
+    await using returned = await lab.capture(
+      `ether src ${mac} and dst host (${Object.values(dead).join(" or ")})`,
+    );
+    for (const family of ["ipv4", "ipv6"] as const)
+      expect(await lab.reach(p2, nobody, { family, protocol: "tcp" })).toMatchObject({
+        reason: expect.stringMatching(/No route to host|Network is unreachable/),
+      });
+    expect(await returned.stop()).toEqual([]);
     expect(await lab.reach(p1, p2)).toMatchObject({ seen: p1.addresses.ipv4! });
     expect(await lab.reach(p1, lab.outside)).toMatchObject({ seen: n1.addresses.ipv4! });
   });
@@ -101,8 +123,8 @@ describe("native routing", () => {
       [n2, n1],
     ] as const) {
       const state = await stateOf(node);
-      expect(state.routes.filter((route) => !route.startsWith("-6 "))).toEqual([]);
-      expect(state.routes.length).toBeGreaterThan(0);
+      const ipv4 = state.routes.filter((route) => !route.startsWith("-6 "));
+      expect(ipv4).toEqual((await guards(node)).slice(0, 1));
       const rules = state.rules.filter((rule) => rule.includes("24601"));
       expect(rules.map((rule) => rule.slice(0, 3))).toEqual(["-6 "]);
       const marks = state.nftables.filter((line) => line.includes("mark set"));
@@ -115,7 +137,10 @@ describe("native routing", () => {
       );
       expect(underlayMtu(node)).toBe(1420);
     }
-    await lab.shakeHands();
+    await until(
+      "IPv6 to shake hands",
+      async () => (await lab.reach(p1, p2, { family: "ipv6", timeout: 6_000 })).ok,
+    );
     await using ipv4 = await lab.capture(clear("ipv4"));
     await using ipv6 = await lab.capture(clear("ipv6"));
     expect(await lab.unreached(pairs())).toEqual([]);
@@ -137,7 +162,7 @@ describe("native routing", () => {
     await routeByUnderlay("replace");
     for (const node of lab.nodes) {
       const state = await stateOf(node);
-      expect(state.routes).toEqual([]);
+      expect(state.routes).toEqual(await guards(node));
       expect(state.rules.join("\n")).not.toContain("24601");
       expect(state.nftables.join("\n")).not.toContain("mark set");
       expect(state.annotations).not.toContainKey(key);

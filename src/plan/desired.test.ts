@@ -290,6 +290,7 @@ describe("routes", () => {
       "IPv4 routed natively",
       native("ipv4"),
       [
+        "10.1.0.0/24 unreachable",
         "2001:db8::1/128 tunnel 24601",
         "fd00:1::/64 unreachable",
         "fd00:1:0:1::/64 tunnel",
@@ -299,9 +300,9 @@ describe("routes", () => {
     [
       "IPv4 routed natively, departed",
       { ...native("ipv4"), nodes: [], departed: ["10.1.9.0/24"] },
-      ["fd00:1::/64 unreachable"],
+      ownGuards,
     ],
-    ["both routed natively", native("ipv4", "ipv6"), []],
+    ["both routed natively", native("ipv4", "ipv6"), ownGuards],
     [
       "a claim that is refused has no route, nor an unreachable one of its own",
       { nodes: [node(1, { podCidrs: ["10.1.0.0/16"], addresses: ["192.0.2.200"] })] },

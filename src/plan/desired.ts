@@ -137,7 +137,7 @@ export function plan(input: PlanInput): Desired {
         }
       : undefined,
     peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
-    routes: tunnel ? routes(input, nodes, ownPodCidrs, inTunnel) : [],
+    routes: routes(input, nodes, ownPodCidrs, inTunnel),
     ruleFamilies: tunnelled,
     firewall: {
       podCidrs: outermost([...ownPodCidrs, ...nodes.flatMap((node) => node.podCidrs)]),
@@ -185,11 +185,9 @@ function routes(
 ): Route[] {
   const result: Route[] = [];
   const isPrefix = (value: string) => value.includes("/");
-  const podCidrs = unique([
-    ...ownPodCidrs,
-    ...nodes.flatMap((node) => node.podCidrs),
-    ...input.departed.filter(isPrefix),
-  ]).filter(inTunnel);
+  const others = [...nodes.flatMap((node) => node.podCidrs), ...input.departed.filter(isPrefix)];
+  // The own ones whoever routes them: what comes for a dead address would go back by the default route, and so on.
+  const podCidrs = unique([...ownPodCidrs, ...others.filter(inTunnel)]);
   for (const prefix of podCidrs) result.push({ type: "unreachable", prefix });
   // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
   const except = (address: string) => {
