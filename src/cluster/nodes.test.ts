@@ -170,6 +170,13 @@ describe("following the Nodes", () => {
       expect(gets()).toEqual(["get n1", "get n1"]);
     });
 
+    test("again when it had no pod CIDRs yet: no annotation tells of their allocation", async () => {
+      await start(fakeNode("n0"), { ...theirs(1), spec: {} });
+      await complete();
+      api.put(theirs(1));
+      await until("the pod CIDR to be known", () => kept()[0] === "n1 10.1.1.0/24 192.0.2.1");
+    });
+
     test("and at each refresh, as its status may have changed", async () => {
       await start(fakeNode("n0"), ours(1), theirs(2));
       await complete();

@@ -226,8 +226,11 @@ export class ClusterNodes {
       });
       // It may have left, or have become one of our kind, while the answer was on its way.
       if (!this.#ofOtherKind.has(name)) return;
-      this.#ofOtherKind.set(name, JSON.stringify(node.metadata.annotations ?? {}));
-      this.#set(name, saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node));
+      const record = saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node);
+      // Its pod CIDRs may still be allocated, which no annotation will tell: any change of it has it read again.
+      const seen = record.podCidrs.length > 0 ? JSON.stringify(node.metadata.annotations ?? {}) : "";
+      this.#ofOtherKind.set(name, seen);
+      this.#set(name, record);
     } catch (error) {
       if (!(error instanceof ApiError && error.status === 404)) throw error;
       this.#ofOtherKind.delete(name);
