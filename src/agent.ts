@@ -34,8 +34,11 @@ export class Agent {
   readonly #reserved: string[];
 
   #podRanges: PodRange[] | undefined;
-  /** What is in the tunnel, as it was last known: it decides which of two claims stands. */
-  #standing: Standing = { owners: new Map(), endpoints: new Map() };
+  /**
+   * What decides which of two claims stands: what was in the tunnel when this process began, then what it put there.
+   * Not what it sees: in a link that was deleted, or edited by somebody, nothing of it stands any more.
+   */
+  #standing: Standing | undefined;
   /** By prefix, when it may be forgotten. */
   readonly #departed = new Map<string, number>();
   #expected: Expectation | undefined;
@@ -163,7 +166,7 @@ export class Agent {
     const tunnel: Tunnel | "none" | undefined = overlay
       ? await host.attempt("tunnel", () => host.tunnel())
       : "none";
-    if (typeof tunnel === "object") this.#standing = standing(tunnel);
+    if (typeof tunnel === "object") this.#standing ??= standing(tunnel);
     const routes = await host.attempt("routes", () => host.routes());
     if (routes === undefined) return false;
     const desired = plan({
@@ -171,11 +174,13 @@ export class Agent {
       nodes: [...this.#nodes.others.values()],
       settings: config,
       underlayMtu: underlayMtu(links, own, config.linkName),
-      standing: this.#standing,
+      standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: routes.underlay,
       departed: this.#departedClaims(routes, own.podRanges),
       reserved: this.#reserved,
     });
+    if (typeof tunnel === "object")
+      this.#standing = standing({ peers: new Map(desired.peers.map((peer) => [peer.publicKey, peer])) });
     this.#report(desired.problems);
     this.#expected = expectation(config.linkName, desired.routes);
     await host.apply(desired, tunnel);

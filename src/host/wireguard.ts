@@ -54,7 +54,7 @@ export function parseTunnel(output: string): Tunnel {
 }
 
 /** Prefix → public key of the peer that has it. */
-export function allowedIpOwners(tunnel: Tunnel | undefined): Map<string, string> {
+export function allowedIpOwners(tunnel: Peers | undefined): Map<string, string> {
   return new Map(
     [...(tunnel?.peers ?? [])].flatMap(([publicKey, peer]) =>
       peer.allowedIps.map((prefix) => [prefix, publicKey] as const),
@@ -62,8 +62,12 @@ export function allowedIpOwners(tunnel: Tunnel | undefined): Map<string, string>
   );
 }
 
+interface Peers {
+  peers: ReadonlyMap<string, Pick<ObservedPeer, "endpoint" | "allowedIps">>;
+}
+
 /** What decides between two nodes that claim the same. */
-export function standing(tunnel: Tunnel): Standing {
+export function standing(tunnel: Peers): Standing {
   const endpoints = [...tunnel.peers].flatMap(([publicKey, { endpoint }]) => {
     const address = endpoint && parseAddress(endpoint.replace(/:\d+$/, "").replace(/^\[|\]$/g, ""));
     return address ? [[publicKey, address] as const] : [];

@@ -1,0 +1,257 @@
+/**
+ * What a node writes into its annotations costs itself at most: Nodes that no machine stands behind claim what other
+ * nodes have, while packets flow between the pods of those.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { version } from "../package.json";
+import { annotation, annotationsOf } from "../src/plan/node.ts";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import type { Host } from "./lab/namespace.ts";
+import type { Stream } from "./lab/place.ts";
+import { until } from "./lab/process.ts";
+import { type NodeState, stateOf } from "./lab/state.ts";
+
+/** What a fake Node says; by default nothing that anybody else has. */
+interface Claims {
+  publicKey?: string;
+  podCidrs?: string[];
+  addresses?: string[];
+}
+
+/** What there is to be claimed. */
+interface Victim {
+  node: LightNode;
+  publicKey: string;
+  v4: { pods: string; address: string; pod: string };
+  v6: { pods: string; address: string; pod: string };
+}
+
+let lab: Lab;
+let victim: Victim;
+let healthy: NodeState[];
+let streams: Stream[];
+
+/** Fake Nodes, one older and one younger than the node whose things they claim. Age decides only where nothing stands. */
+const fakes = ["elder", "junior"];
+const keyOf = (name: string) => Buffer.from(name.padEnd(32, "-")).toString("base64");
+
+function claim(name: string, { publicKey = keyOf(name), podCidrs = [], addresses = [] }: Claims = {}) {
+  const endpoints = [name === "elder" ? "172.30.0.201" : "172.30.0.202"];
+  const annotations = annotationsOf({ version, publicKey, podCidrs, addresses, endpoints });
+  return lab.controlPlane.api.patch(`/api/v1/nodes/${name}`, { metadata: { annotations } });
+}
+
+async function makeFake(name: string): Promise<void> {
+  await lab.controlPlane.api.create({ apiVersion: "v1", kind: "Node", metadata: { name } });
+  await claim(name);
+}
+
+/** Times of creation are whole seconds. */
+async function anotherSecond(): Promise<void> {
+  const now = Math.floor(Date.now() / 1000);
+  await until("another second to begin", () => Math.floor(Date.now() / 1000) > now);
+}
+
+beforeAll(async () => {
+  lab = await Lab.start({ nodes: 2 });
+  await makeFake("elder");
+  await anotherSecond();
+  const node = await lab.addNode();
+  await node.ready();
+  await anotherSecond();
+  await makeFake("junior");
+  await Promise.all(lab.nodes.map((node) => node.pod("p")));
+  await lab.shakeHands();
+  const cidrs = await node.podCIDRs();
+  const pod = node.pods.get("p")!;
+  const v = (family: "ipv4" | "ipv6") => ({
+    pods: cidrs.find((cidr) => cidr.includes(":") === (family === "ipv6"))!,
+    address: node.addresses[family]!,
+    pod: pod.addresses[family]!,
+  });
+  const publicKey = (await node.object()).metadata.annotations?.[annotation.publicKey] as string;
+  victim = { node, publicKey, v4: v("ipv4"), v6: v("ipv6") };
+  healthy = await until("all to know each other and the fake ones", async () => {
+    const all = await states();
+    return all.every(({ wireguard }) => wireguard.length === 5) && all;
+  });
+  streams = await Promise.all(
+    lab.nodes.flatMap((from) =>
+      lab.nodes
+        .filter((to) => to !== from)
+        .flatMap((to) =>
+          (["ipv4", "ipv6"] as const).map((family) =>
+            lab.probe(from.pods.get("p")!, to.pods.get("p")!, { family, rate: 20 }),
+          ),
+        ),
+    ),
+  );
+}, 60_000);
+afterAll(() => lab[Symbol.asyncDispose]());
+
+const states = () => Promise.all(lab.nodes.map(stateOf));
+
+/** A state without the peers that the fake Nodes are: those may come and go. */
+function real(state: NodeState): NodeState {
+  const keys = fakes.map(keyOf);
+  return {
+    ...state,
+    wireguard: state.wireguard.filter((line) => !keys.some((key) => line.startsWith(key))),
+  };
+}
+const realStates = async () => (await states()).map(real);
+
+/** Lines about the claims of a fake Node in the logs of each node's agent, since its last start. */
+function told(node: LightNode, fake: string): { msg?: unknown; problems?: unknown }[] {
+  return node.agentLog().filter((line) => line.node === fake);
+}
+
+async function restart(nodes: LightNode[]): Promise<void> {
+  await Promise.all(nodes.map((node) => node.stopAgent()));
+  await Promise.all(nodes.map((node) => node.startAgent()));
+  await Promise.all(
+    nodes.map((node) => until("in sync", () => node.agentLog().some(({ msg }) => msg === "in sync"))),
+  );
+}
+
+/** Both fake Nodes claim the same; what each agent logs of it, once it has. */
+async function claimed(claims: Claims): Promise<string[]> {
+  const before = lab.nodes.map((node) => fakes.map((fake) => told(node, fake).length));
+  await Promise.all(fakes.map((fake) => claim(fake, claims)));
+  const lines = () =>
+    lab.nodes.flatMap((node, index) =>
+      fakes.flatMap((fake, which) => told(node, fake).slice(before[index]?.[which])),
+    );
+  await until("all agents to log both", () => lines().length >= lab.nodes.length * fakes.length);
+  return lines().map(({ problems }) => String(problems));
+}
+
+async function disclaimed(): Promise<void> {
+  await Promise.all(fakes.map((fake) => claim(fake)));
+  await until("all to be as before", async () => Bun.deepEquals(await states(), healthy)).catch(
+    async (error) => {
+      expect(await states()).toEqual(healthy);
+      throw error;
+    },
+  );
+}
+
+const within = (prefix: string, bits: number) => `${prefix.split("/")[0]}/${bits}`;
+
+describe("what another node has stays with it", () => {
+  test.each<[name: string, restarts: boolean, claims: (victim: Victim) => Claims]>([
+    ["its pod CIDRs", true, ({ v4, v6 }) => ({ podCidrs: [v4.pods, v6.pods] })],
+    ["half of one", false, ({ v4, v6 }) => ({ podCidrs: [within(v4.pods, 25), within(v6.pods, 65)] })],
+    ["one address of one", false, ({ v4, v6 }) => ({ podCidrs: [`${v4.pod}/32`, `${v6.pod}/128`] })],
+    ["all nodes' pod CIDRs", true, () => ({ podCidrs: ["10.244.0.0/16", "fd00:10:244::/56"] })],
+    ["half of the Internet", false, () => ({ podCidrs: ["8.0.0.0/5", "fc00::/7"] })],
+    ["a pod's address, as a node's", false, ({ v4, v6 }) => ({ addresses: [v4.pod, v6.pod] })],
+    [
+      "its address, as a pod CIDR",
+      false,
+      ({ v4, v6 }) => ({ podCidrs: [`${v4.address}/32`, `${v6.address}/128`] }),
+    ],
+    ["the underlay", false, () => ({ podCidrs: ["172.30.0.0/24", "fd30::/64"] })],
+    ["more than the underlay", false, () => ({ podCidrs: ["172.16.0.0/12", "fd00::/8"] })],
+    ["the API server's address, as a pod CIDR", false, () => ({ podCidrs: ["172.30.0.1/32"] })],
+    ["the API server's address, as a node's", false, () => ({ addresses: ["172.30.0.1"] })],
+    ["everything, IPv4", false, () => ({ podCidrs: ["0.0.0.0/0"] })],
+    ["everything, IPv6", false, () => ({ podCidrs: ["::/0"] })],
+    ["half of everything", false, () => ({ podCidrs: ["0.0.0.0/1", "128.0.0.0/1"] })],
+    ["loopback", false, () => ({ podCidrs: ["127.0.0.0/8"], addresses: ["::1"] })],
+    ["link-local", false, () => ({ podCidrs: ["169.254.0.0/16", "fe80::/64"] })],
+    ["multicast", false, () => ({ podCidrs: ["224.0.0.0/4", "ff02::/16"] })],
+    ["IPv4-mapped", false, ({ v4 }) => ({ addresses: [`::ffff:${v4.address}`] })],
+    ["its key", true, ({ publicKey }) => ({ publicKey })],
+    [
+      "its key and its pod CIDRs",
+      true,
+      ({ publicKey, v4, v6 }) => ({ publicKey, podCidrs: [v4.pods, v6.pods] }),
+    ],
+    ["a key that is none", false, () => ({ publicKey: "AAAA" })],
+    ["a key of zeros", false, () => ({ publicKey: `${"A".repeat(43)}=` })],
+  ])("%s", async (_, restarts, claims) => {
+    const lines = await claimed(claims(victim));
+    expect(lines.filter((line) => line.length < 20)).toEqual([]);
+    expect(await realStates()).toEqual(healthy.map(real));
+    if (restarts) {
+      await restart(lab.nodes);
+      expect(await realStates()).toEqual(healthy.map(real));
+    }
+    await disclaimed();
+  });
+});
+
+describe("an address that two nodes claim is tunnelled for neither", () => {
+  test.each<[name: string, podCidrs: (address: string) => string[]]>([
+    ["by the one's node-ips and the other's", () => []],
+    ["nor by a pod CIDR of one of them", (address) => [`${address}/32`, within(address, 31)]],
+  ])("%s, until one gives it up", async (_, podCidrs) => {
+    const { node, v4, v6 } = victim;
+    const bystanders = lab.nodes.filter((each) => each !== node);
+    const before = real(await stateOf(node));
+    for (const fake of fakes) {
+      await claim(fake, { addresses: [v4.address], podCidrs: podCidrs(v4.address) });
+      const left = async () =>
+        (await Promise.all(bystanders.map(stateOf))).flatMap(({ routes, wireguard, nftables }) =>
+          [
+            ...routes,
+            ...nftables,
+            ...wireguard.map((line) => line.replace(`${v4.address}:24601`, "")),
+          ].filter((line) => new RegExp(`\\b${v4.address}\\b`).test(line)),
+        );
+      await until("the address to leave the tunnels", async () => (await left()).length === 0);
+      await restart(lab.nodes);
+      expect(await left()).toEqual([]);
+      // The node itself is not misled, its other address stays, and it is reached as any host outside.
+      expect(real(await stateOf(node))).toEqual(before);
+      for (const { routes } of await Promise.all(bystanders.map(stateOf)))
+        expect(routes.join("\n")).toContain(`${v6.address} dev wigglenet table 24601`);
+      const pairs = bystanders.map((each): [Host, Host] => [each.pods.get("p")!, node]);
+      expect(await lab.unreached(pairs)).toEqual([]);
+      await disclaimed();
+    }
+  });
+});
+
+test("nothing was lost between the pods meanwhile", async () => {
+  const counts = await Promise.all(streams.map((stream) => stream.stop()));
+  expect(Math.min(...counts.map(({ received }) => received))).toBeGreaterThan(100);
+  expect(counts.map(({ lost }) => lost)).toEqual(counts.map(() => 0));
+});
+
+describe("the same pod CIDRs of two nodes", () => {
+  /** Whose peer has the victim's pod CIDRs on a node: the fake's key or the victim's. */
+  async function owner(node: LightNode): Promise<string | undefined> {
+    const { wireguard } = await stateOf(node);
+    return wireguard.find((line) => line.includes(victim.v4.pods))?.split(" ")[0];
+  }
+
+  test("a link that is deleted: who had them before has them again", async () => {
+    const [node] = lab.nodes as [LightNode];
+    const { v4, v6, publicKey } = victim;
+    await claimed({ podCidrs: [v4.pods, v6.pods] });
+    await node.$`ip link delete wigglenet`;
+    await until(
+      "the link and its peers to be back",
+      async () => (await stateOf(node)).wireguard.length === 5,
+    );
+    expect(await owner(node)).toBe(publicKey);
+  });
+
+  test("a node that has just booted has nothing that stands: the older Node wins there, and only there", async () => {
+    const [node, other] = lab.nodes as [LightNode, LightNode];
+    await node.powerCut();
+    await node.boot();
+    await node.startAgent();
+    await node.ready();
+    expect(await owner(node)).toBe(keyOf("elder"));
+    expect(await owner(other)).toBe(victim.publicKey);
+    await Promise.all(fakes.map((fake) => lab.controlPlane.api.remove(`/api/v1/nodes/${fake}`)));
+    await until("the fake Nodes' peers to go", async () =>
+      (await Promise.all(lab.nodes.map(stateOf))).every(({ wireguard }) => wireguard.length === 3),
+    );
+    expect(await owner(node)).toBe(victim.publicKey);
+  });
+});
