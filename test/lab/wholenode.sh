@@ -11,15 +11,19 @@
 #   PIDFILE      where to write PID 1's pid, as the machine sees it
 set -euo pipefail
 
-unified() { [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; }
+# asked before the node has a /sys of its own
+filesystem=$(stat -fc %T /sys/fs/cgroup)
+unified() { [ "$filesystem" = cgroup2fs ]; }
 
 enter() {
-  if unified; then
-    echo $BASHPID > "/sys/fs/cgroup/$CGROUP/cgroup.procs"
-  else
-    for procs in /sys/fs/cgroup/*/"$CGROUP"/cgroup.procs; do echo $BASHPID > "$procs"; done
-  fi
-  exec nsenter --net="$NETNS" unshare --mount --uts --ipc --cgroup --pid --fork --kill-child --propagation private "$0" boot
+  exec nsenter --net="$NETNS" unshare --mount --uts --ipc --pid --fork --kill-child --propagation private "$0" join
+}
+
+# only now, as the process that waits outside must not be in the node's cgroup; 0 is the one that writes
+join() {
+  if unified; then echo 0 > "/sys/fs/cgroup/$CGROUP/cgroup.procs"
+  else for procs in /sys/fs/cgroup/*/"$CGROUP"/cgroup.procs; do echo 0 > "$procs"; done; fi
+  exec unshare --cgroup "$0" boot
 }
 
 mount_cgroups() {
@@ -112,5 +116,6 @@ boot() {
 
 case ${1:-enter} in
   enter) enter ;;
+  join) join ;;
   boot) boot ;;
 esac
