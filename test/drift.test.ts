@@ -57,7 +57,8 @@ async function scene(node: LightNode, other: LightNode): Promise<Scene> {
   const cidrs = await other.podCIDRs();
   const of = (v6: boolean) => (value: string) => value.includes(":") === v6;
   const own = state.link.flatMap((line) => / inet6? (\S+)/.exec(line)?.[1] ?? []);
-  const [k1, k2] = state.wireguard.filter((line) => line.includes("/")).map((line) => line.split(" ")[0]!);
+  const peers = state.wireguard.map((line) => line.split(" ")).filter((fields) => fields.length === 5);
+  const [k1, k2] = peers.map(([key]) => key);
   return {
     node,
     pods: { v4: cidrs.find(of(false))!, v6: cidrs.find(of(true))! },
