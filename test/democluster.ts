@@ -13,6 +13,16 @@ process.exit((await demo()) ? 0 : 1);
 
 async function demo(): Promise<boolean> {
   await using cluster = await Cluster.start({ nodes: 3, say: step });
+  const shown = show(cluster);
+  // what is under way when the cluster goes fails, and nobody wants to know
+  shown.catch(() => {});
+  const ok = await Promise.race([shown, stopped.then(() => false)]);
+  if (!Bun.argv.includes("--exit")) await stopped;
+  return ok;
+}
+
+/** Whether everything reached what it should, and nothing crossed the underlay in the clear. */
+async function show(cluster: Cluster): Promise<boolean> {
   step("nodes registered, NotReady: they have no network yet. kubectl apply -f deploy/manifest.yaml");
   await cluster.kubectl`apply -f deploy/manifest.yaml`;
   await cluster.ready();
@@ -37,7 +47,6 @@ On the underlay meanwhile: ${seen.encrypted} WireGuard packets, ${seen.clear} pa
 `);
   const ok = failures.length === 0 && seen.clear === 0;
   printHints(cluster, (await cluster.service("web")).clusterIPs);
-  if (!Bun.argv.includes("--exit")) await stopped;
   return ok;
 }
 

@@ -22,6 +22,7 @@ export interface Image {
 
 /** Builds the agent's image from Dockerfile.distroless and dist/wigglenet, or finds the one already built from them. */
 export async function agentImage(say: (line: string) => void = () => {}): Promise<Image> {
+  if (!existsSync(executable)) throw new Error(`no ${executable}: run \`npm run build\` first`);
   const archive = join(imageCache, `agent-${await contentHash()}.tar`);
   if (existsSync(archive)) return { name: AGENT_IMAGE, archive };
   await prepareStorage();
