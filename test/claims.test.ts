@@ -103,7 +103,7 @@ function real(state: NodeState): NodeState {
 const realStates = async () => (await states()).map(real);
 
 /** Lines about the claims of a fake Node in the logs of each node's agent, since its last start. */
-function told(node: LightNode, fake: string): { msg?: unknown; problems?: unknown }[] {
+function told(node: LightNode, fake: string): { level?: unknown; problems?: unknown }[] {
   return node.agentLog().filter((line) => line.node === fake);
 }
 
@@ -124,11 +124,15 @@ async function claimed(claims: Claims): Promise<string[]> {
       fakes.flatMap((fake, which) => told(node, fake).slice(before[index]?.[which])),
     );
   await until("all agents to log both", () => lines().length >= lab.nodes.length * fakes.length);
+  expect(lines().filter(({ level }) => level !== 40)).toEqual([]);
   return lines().map(({ problems }) => String(problems));
 }
 
 async function disclaimed(): Promise<void> {
   await Promise.all(fakes.map((fake) => claim(fake)));
+  await until("all agents to log that both are well again", () =>
+    lab.nodes.every((node) => fakes.every((fake) => (told(node, fake).at(-1)?.level ?? 30) === 30)),
+  );
   await until("all to be as before", async () => Bun.deepEquals(await states(), healthy)).catch(
     async (error) => {
       expect(await states()).toEqual(healthy);
