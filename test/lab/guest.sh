@@ -7,11 +7,12 @@ parameter() { sed -n "s/.*guest\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 
 if [ "$1" = serve ]; then
   share=$(parameter share)
-  export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+  export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TMPDIR=/run/tmp
   ulimit -n 65536
   set -- /dev/vport*p1
   exec 3<> "$1"
-  echo ready >&3
+  read -r uptime _ < /proc/uptime
+  echo "ready $uptime" >&3
   while read -r id <&3; do
     (
       cd "$share/$id" || exit
@@ -41,8 +42,8 @@ mount -t devpts devpts dev/pts
 mount -t tmpfs tmpfs dev/shm
 ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
-mkdir -p run/netns run/lock ".$share"
+# Not on /tmp: the repository may be there
+mkdir -p run/netns run/lock run/tmp ".$share"
 # For what the kernel asks for by itself
 mount --bind ".$modules" lib/modules
 # Without a cache: the host reads results while they are written

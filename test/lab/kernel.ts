@@ -46,20 +46,17 @@ export async function debianKernel(log: (line: string) => void = () => {}): Prom
 }
 
 async function unpack(target: string, log: (line: string) => void): Promise<void> {
-  const depends = await $`apt-cache depends linux-image-amd64`.text();
-  const name = /Depends: (linux-image-\S+)/.exec(depends)?.[1];
-  if (!name)
-    throw new Error(`apt-cache depends linux-image-amd64: no kernel package in ${JSON.stringify(depends)}`);
-  const release = name.slice("linux-image-".length);
-  log(`kernel for the virtual machine: fetching and unpacking ${name}`);
   await mkdir(cacheDir, { recursive: true });
   const dir = await mkdtemp(`${target}-`);
   try {
-    // As root outright: the sandbox user cannot write here, and apt would only complain about it
-    await $({ cwd: dir })`apt-get -q -o APT::Sandbox::User=root download ${name}`;
-    await $({ cwd: dir })`sh -c ${`dpkg-deb -x ${name}_*.deb . && rm ${name}_*.deb`}`;
+    log("kernel for the virtual machine: fetching and unpacking Debian's own");
+    const release = await download(dir).catch(async () => {
+      log("apt's package lists are old or missing: apt-get update");
+      await $`apt-get -q update`;
+      return await download(dir);
+    });
     const tree = join(dir, "lib/modules", release, "kernel");
-    for (const unwanted of UNWANTED) await rm(join(tree, unwanted), { recursive: true });
+    for (const unwanted of UNWANTED) await rm(join(tree, unwanted), { recursive: true, force: true });
     await $`depmod -b ${dir} ${release}`;
     await decompress(join(dir, "boot", `vmlinuz-${release}`), join(dir, "boot/vmlinux"));
     await writeFile(join(dir, "release"), release);
@@ -69,6 +66,18 @@ async function unpack(target: string, log: (line: string) => void): Promise<void
     // Another process may have been faster
     if (!existsSync(join(target, "release"))) throw error;
   }
+}
+
+/** Downloads and unpacks the current kernel; its release. */
+async function download(dir: string): Promise<string> {
+  const depends = await $`apt-cache depends linux-image-amd64`.text();
+  const name = /Depends: (linux-image-\S+)/.exec(depends)?.[1];
+  if (!name)
+    throw new Error(`apt-cache depends linux-image-amd64 names no kernel: ${JSON.stringify(depends)}`);
+  // As root outright: the sandbox user cannot write here, and apt would only complain about it
+  await $({ cwd: dir })`apt-get -q -o APT::Sandbox::User=root download ${name}`;
+  await $({ cwd: dir })`sh -c ${`dpkg-deb -x ${name}_*.deb . && rm ${name}_*.deb`}`;
+  return name.slice("linux-image-".length);
 }
 
 /** The guest would take 3 s to decompress itself. Header: Documentation/arch/x86/boot.rst, `payload_offset` and on. */
