@@ -5,18 +5,21 @@
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { diffCni, diffSysctls, observeCni } from "./host/files.ts";
-import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import {
-  diffRuleset,
-  type ObservedRuleset,
-  observeRuleset,
-  ruleset,
-  settledRuleset,
-} from "./host/nftables.ts";
+  type Backend,
+  chooseBackend,
+  diffFirewall,
+  nodesIn,
+  type ObservedFirewall,
+  observeFirewall,
+  settledFirewall,
+} from "./host/firewall.ts";
+import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step } from "./host/run.ts";
 import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import type { Desired } from "./plan/desired.ts";
+import type { Firewall } from "./plan/firewall.ts";
 
 /** What acts on the world: for real, or on paper (`--dry-run`). */
 export interface Hands {
@@ -37,7 +40,8 @@ export class Host {
   #links: Link[] | undefined;
   #tunnel: Tunnel | undefined;
   #routes: ObservedRoutes | undefined;
-  #ruleset: { observed: ObservedRuleset | undefined } | undefined;
+  #firewall: ObservedFirewall | undefined;
+  #backend: Backend | undefined;
 
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
@@ -65,7 +69,7 @@ export class Host {
     this.#links = undefined;
     this.#tunnel = undefined;
     this.#routes = undefined;
-    this.#ruleset = undefined;
+    this.#firewall = undefined;
   }
 
   async links(): Promise<Link[]> {
@@ -113,6 +117,7 @@ export class Host {
   async apply(desired: Desired, tunnel: Tunnel | "none" | undefined): Promise<void> {
     const { linkName } = this.#config;
     const linked = await this.attempt("link", () => this.#applyLink(desired));
+    const guarded = await this.attempt("firewall", () => this.#applyGuard(desired));
     const observed = await this.attempt("routes", () => this.routes());
     if (!observed) return;
     const peers =
@@ -140,7 +145,7 @@ export class Host {
       return true;
     });
     if (!peered || !routed) return;
-    const filtered = await this.attempt("firewall", () => this.#applyFirewall(desired));
+    const filtered = await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
     const unrouted = await this.attempt("routes", async () => {
       await this.perform("routes removed", changes.remove);
       this.#routes = settledRoutes(desired, observed);
@@ -150,7 +155,8 @@ export class Host {
       await this.attempt("wireguard", () =>
         this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
       );
-    if (linked && filtered && unrouted) await this.attempt("CNI file", () => this.#applyCni(desired));
+    if (linked && guarded && filtered && unrouted)
+      await this.attempt("CNI file", () => this.#applyCni(desired));
   }
 
   async annotate(present: Record<string, string>, wanted: Record<string, string | null>): Promise<void> {
@@ -224,12 +230,21 @@ export class Host {
     this.#tunnel = result;
   }
 
-  async #applyFirewall(desired: Desired): Promise<true> {
-    const known = this.#ruleset ?? { observed: await observeRuleset() };
-    const wanted = ruleset(desired.firewall);
-    this.#ruleset = undefined;
-    await this.perform("firewall", diffRuleset(wanted, known.observed));
-    this.#ruleset = { observed: settledRuleset(wanted) };
+  /** What must hold before the tunnel does: all, but no node is reached by a tunnel that is not there yet. */
+  async #applyGuard({ firewall }: Desired): Promise<true> {
+    this.#backend ??= await chooseBackend(this.#config.firewallBackend);
+    this.#firewall ??= await observeFirewall();
+    const standing = new Set(nodesIn(this.#backend, this.#firewall));
+    const nodes = firewall.sets.nodes.filter((address) => standing.has(address));
+    return await this.#applyFirewall({ ...firewall, sets: { ...firewall.sets, nodes } });
+  }
+
+  async #applyFirewall(firewall: Firewall): Promise<true> {
+    const backend = this.#backend ?? (await chooseBackend(this.#config.firewallBackend));
+    const observed = this.#firewall ?? (await observeFirewall());
+    this.#firewall = undefined;
+    await this.perform("firewall", diffFirewall(backend, firewall, observed), { backend });
+    this.#firewall = settledFirewall(backend, firewall, observed);
     return true;
   }
 

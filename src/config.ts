@@ -1,6 +1,6 @@
 /** The environment, read once: the only place that does. Every mistake is reported, none is replaced by a default. */
 import { readFileSync } from "node:fs";
-import type { Family } from "./plan/address.ts";
+import { type Family, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
@@ -25,6 +25,13 @@ export interface Config {
   podCidrSourcePath: string | undefined;
   podCidrExpression: Expression | undefined;
   masquerade: PerFamily<boolean>;
+  /** Whether masquerading takes a random port, where it can. */
+  masqueradeRandomFully: boolean;
+  /** Destinations that see pods' own addresses, besides the cluster's. */
+  nonMasqueradeCidrs: string[];
+  /** Whether new connections from outside of the cluster to pods are dropped. */
+  filter: PerFamily<boolean>;
+  firewallBackend: "auto" | "nftables" | "iptables";
   nativeRouting: PerFamily<boolean>;
   firewallOnly: boolean;
   /** Where the host's /proc/sys/net is. */
@@ -70,6 +77,17 @@ export function readConfig(env: Environment): Config {
     wrong(name, `must be one of ${choices.join(", ")}`);
     return fallback;
   };
+  const prefixes = (name: string): string[] =>
+    text(name, "")
+      .split(",")
+      .map((each) => each.trim())
+      .filter(Boolean)
+      .flatMap((each) => {
+        const prefix = parsePrefix(each);
+        if (prefix === undefined)
+          wrong(name, `${JSON.stringify(each)} is not a prefix such as 192.168.0.0/16 or 2001:db8::/32`);
+        return prefix ?? [];
+      });
   const path = (name: string, fallback: string): string => {
     const value = env[name] ?? fallback;
     if (!value.startsWith("/")) wrong(name, "must be an absolute path");
@@ -108,17 +126,8 @@ export function readConfig(env: Environment): Config {
     ? path("POD_CIDR_SOURCE_PATH", "")
     : optional("POD_CIDR_SOURCE_PATH");
 
-  for (const name of [
-    "FILTER_IPV4",
-    "FILTER_IPV6",
-    "ENABLE_NETWORK_POLICY",
-    "ENABLE_FLOWTABLE",
-    "ENABLE_METRICS",
-  ])
+  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_FLOWTABLE", "ENABLE_METRICS"])
     if (bool(name, false)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
-  if (choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]) === "iptables")
-    wrong("FIREWALL_BACKEND", "this version knows nftables only: use auto or nftables");
-
   const config: Config = {
     nodeName,
     kubeconfig: optional("KUBECONFIG"),
@@ -133,6 +142,10 @@ export function readConfig(env: Environment): Config {
     podCidrSourcePath,
     podCidrExpression: sources.includes("expression") ? readExpression(env, wrong) : undefined,
     masquerade: perFamily((family) => bool(`MASQUERADE_${family}`, true)),
+    masqueradeRandomFully: bool("MASQUERADE_RANDOM_FULLY", true),
+    nonMasqueradeCidrs: prefixes("NON_MASQUERADE_CIDRS"),
+    filter: perFamily((family) => bool(`FILTER_${family}`, false)),
+    firewallBackend: choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]),
     nativeRouting: perFamily((family) => bool(`NATIVE_ROUTING_${family}`, false)),
     firewallOnly,
     procSysNet: path("PROC_SYS_NET_PATH", "/proc/sys/net"),

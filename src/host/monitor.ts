@@ -1,7 +1,8 @@
 /** What the kernel tells of changes, by `ip monitor`, and which of them are drift. */
 import type { Logger } from "pino";
 import { parseAddress } from "../plan/address.ts";
-import { markBit, type Route, tunnelTable } from "../plan/desired.ts";
+import { type Route, tunnelTable } from "../plan/desired.ts";
+import { markBit } from "../plan/firewall.ts";
 import { protocol } from "./routes.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */

@@ -1,7 +1,7 @@
-/** The table `inet wigglenet`: the mark of the contract, and masquerade. No other table is read or touched. */
+/** The firewall as the nftables table `inet wigglenet`. No other table is read or touched. */
 import { createHash } from "node:crypto";
-import { type Family, families, familyOf } from "../plan/address.ts";
-import { type Firewall, markBit } from "../plan/desired.ts";
+import { type Family, familyOf } from "../plan/address.ts";
+import { type Firewall, type Hook, hooks, markBit, type Rule, setNames } from "../plan/firewall.ts";
 import { $, type Command, CommandError, command } from "./run.ts";
 
 const table = "wigglenet";
@@ -32,43 +32,69 @@ export interface ObservedRuleset {
 }
 
 const keyword: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
-const addressType: Record<Family, string> = { ipv4: "ipv4_addr", ipv6: "ipv6_addr" };
+
+/** Base chains; 0 is where filtering is customary, -90 follows destination NAT, -150 precedes source NAT at 100. */
+const chains: Record<Hook, string> = {
+  prerouting: "type filter hook prerouting priority -90; policy accept",
+  input: "type filter hook input priority 0; policy accept",
+  forward: "type filter hook forward priority 0; policy accept",
+  postrouting: "type filter hook postrouting priority -150; policy accept",
+  srcnat: "type nat hook postrouting priority 100; policy accept",
+};
 
 /** What the table should hold. */
-export function ruleset(firewall: Firewall): Ruleset {
-  const sets: Ruleset["sets"] = {};
-  for (const family of families) {
-    const of = (values: readonly string[]) => values.filter((value) => familyOf(value) === family);
-    sets[`pods-${family}`] = {
-      spec: `type ${addressType[family]}; flags interval`,
-      elements: of(firewall.podCidrs).map(bare),
-    };
-    sets[`nodes-${family}`] = { spec: `type ${addressType[family]}`, elements: of(firewall.nodes) };
-  }
-  const rule = (prefix: string, rest: string) => `${keyword[familyOf(prefix)]} saddr ${prefix} ${rest}`;
-  const mark = `meta mark set meta mark or ${markBit}`;
+export function ruleset({ rules, sets }: Firewall): Ruleset {
+  const families: Family[] = ["ipv4", "ipv6"];
+  const all = setNames.flatMap((name) =>
+    families.map((family) => {
+      const elements = sets[name].filter((value) => familyOf(value) === family).map(bare);
+      const type = family === "ipv4" ? "ipv4_addr" : "ipv6_addr";
+      return [`${name}-${family}`, { spec: `type ${type}; flags interval`, elements }] as const;
+    }),
+  );
   return {
-    sets,
-    chains: {
-      // After destination NAT, which is at -100: what kube-proxy and portmap made of the packet is what is routed.
-      prerouting: {
-        spec: "type filter hook prerouting priority -90; policy accept",
-        rules: firewall.marked.flatMap((prefix) => [
-          rule(prefix, `ct direction original ct status & snat == 0 ${mark}`),
-          rule(prefix, `ct direction reply ct status & dnat == 0 ${mark}`),
-        ]),
-      },
-      postrouting: {
-        spec: "type nat hook postrouting priority 100; policy accept",
-        rules: firewall.masqueraded.map((prefix) => {
-          const family = familyOf(prefix);
-          const to = `${keyword[family]} daddr`;
-          // Ports at random: two nodes' NAT, or two CPUs', else race for the same one (flannel#1004).
-          return rule(prefix, `${to} != @pods-${family} ${to} != @nodes-${family} masquerade fully-random`);
-        }),
-      },
-    },
+    sets: Object.fromEntries(all),
+    chains: Object.fromEntries(
+      hooks.map((hook) => [
+        hook,
+        { spec: chains[hook], rules: rules.filter((rule) => rule.hook === hook).map(text) },
+      ]),
+    ),
   };
+}
+
+const verdicts: Record<Rule["verdict"], string> = {
+  pass: "accept",
+  drop: "counter drop",
+  mark: `meta mark set meta mark or ${markBit}`,
+  masquerade: "masquerade",
+  "masquerade-random": "masquerade fully-random",
+};
+
+/** A rule as nft takes it. */
+function text({ family, match, verdict }: Rule): string {
+  const address = (value: string) => (value.startsWith("@") ? `${value}-${family}` : value);
+  const ip = keyword[family];
+  const status = (bit: string, set: boolean | undefined) =>
+    set === undefined ? [] : [`ct status & ${bit} ${set ? "!=" : "=="} 0`];
+  const link = (name: string) => `"${name.replace(/\+$/, "*")}"`;
+  return [
+    `meta nfproto ${family}`,
+    ...(match.in ? [`iifname ${link(match.in)}`] : []),
+    ...(match.notIn ? [`iifname != ${link(match.notIn)}`] : []),
+    ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
+    ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),
+    ...(match.notFrom ? [`${ip} saddr != ${address(match.notFrom)}`] : []),
+    ...(match.to ? [`${ip} daddr ${address(match.to)}`] : []),
+    ...(match.notTo ?? []).map((value) => `${ip} daddr != ${address(value)}`),
+    ...(match.direction ? [`ct direction ${match.direction}`] : []),
+    ...status("snat", match.sourceTranslated),
+    ...status("dnat", match.destinationTranslated),
+    ...(match.established ? ["ct state established,related"] : []),
+    ...(match.icmpv6 ? [`icmpv6 type ${match.icmpv6}`] : []),
+    ...(match.spoofed ? ["fib saddr . iif oif missing"] : []),
+    verdicts[verdict],
+  ].join(" ");
 }
 
 export async function observeRuleset(): Promise<ObservedRuleset | undefined> {
@@ -150,6 +176,9 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
   return lines.length === 0 ? [] : [{ ...command`nft -f -`, stdin: `${lines.join("\n")}\n` }];
 }
 
+/** Takes away all that is ours. */
+export const removal = command`nft delete table inet ${table}`;
+
 function sameStructure(desired: Ruleset, observed: ObservedRuleset): boolean {
   const structure = ({ sets, chains }: Ruleset | ObservedRuleset) =>
     [sets, chains].map((objects) =>
@@ -170,12 +199,12 @@ export function settledRuleset({ sets, chains }: Ruleset): ObservedRuleset {
 }
 
 // How nft prints a rule differs between its versions; a comment is printed as it was given.
-function fingerprint(rule: string): string {
+export function fingerprint(rule: string): string {
   return createHash("sha256").update(rule).digest("hex").slice(0, 12);
 }
 
-/** As nft lists it: a prefix of one address without its length. */
-function bare(prefix: string): string {
+/** As nft and ipset list it: a prefix of one address without its length. */
+export function bare(prefix: string): string {
   return prefix.replace(/^([\d.]+)\/32$|^(.+:.*)\/128$/, "$1$2");
 }
 

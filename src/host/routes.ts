@@ -7,14 +7,8 @@ import {
   parseAddress,
   parsePrefix,
 } from "../plan/address.ts";
-import {
-  markBit,
-  type Route,
-  routeKey,
-  tunnelTable,
-  type UnderlayRoute,
-  unreachableMetric,
-} from "../plan/desired.ts";
+import { type Route, routeKey, tunnelTable, type UnderlayRoute, unreachableMetric } from "../plan/desired.ts";
+import { markBit } from "../plan/firewall.ts";
 import { $, batch, type Command } from "./run.ts";
 
 /** Of routes (rt_protos) and rules that are ours. */

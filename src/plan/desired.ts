@@ -9,11 +9,11 @@ import {
   lengthOf,
 } from "./address.ts";
 import { type SettledNode, type Standing, settle } from "./claims.ts";
+import { type Firewall, firewall } from "./firewall.ts";
 import type { NodeRecord } from "./node.ts";
 import { cniConfig, type PodRange } from "./pods.ts";
 
-/** Ours: the fwmark bit, its routing table and its rule's priority. */
-export const markBit = "0x1000000";
+/** The routing table of marked packets, and its rule's priority. */
 export const tunnelTable = "24601";
 /** Under every pod CIDR, so that a missing tunnel route never means the default route. */
 export const unreachableMetric = 4096;
@@ -51,17 +51,6 @@ export interface UnderlayRoute {
   metric: number;
 }
 
-export interface Firewall {
-  /** None inside another: an nftables interval set would refuse that. */
-  podCidrs: string[];
-  /** Addresses of nodes whose tunnel stands. */
-  nodes: string[];
-  /** Own pod CIDRs whose packets to other nodes are marked for the tunnel. */
-  marked: string[];
-  /** Own pod CIDRs whose packets to the outside get the node's address. */
-  masqueraded: string[];
-}
-
 export interface Desired {
   link: { mtu: number; addresses: string[] } | undefined;
   peers: Peer[];
@@ -81,7 +70,11 @@ export interface PlanInput {
     port: number;
     tunnelFamilies: readonly Family[];
     nativeRouting: Record<Family, boolean>;
+    linkName: string;
     masquerade: Record<Family, boolean>;
+    masqueradeRandomFully: boolean;
+    nonMasqueradeCidrs: readonly string[];
+    filter: Record<Family, boolean>;
   };
   /** Smallest MTU of the links that carry the node's addresses. */
   underlayMtu: number;
@@ -139,14 +132,21 @@ export function plan(input: PlanInput): Desired {
     peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
     routes: routes(input, nodes, ownPodCidrs, inTunnel),
     ruleFamilies: tunnelled,
-    firewall: {
-      podCidrs: outermost([...ownPodCidrs, ...nodes.flatMap((node) => node.podCidrs)]),
-      nodes: unique(
-        nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
+    firewall: firewall({
+      link: settings.linkName,
+      ownPodCidrs: outermost(ownPodCidrs),
+      remotePodCidrs: outermost(nodes.flatMap((node) => node.podCidrs)),
+      nodes: nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
+      native: nodes.flatMap((node) => node.record.endpoints.filter((address) => !inTunnel(address))),
+      unencrypted: outermost(
+        nodes.filter((node) => node.record.clearToNodes).flatMap((node) => node.podCidrs),
       ),
-      marked: ownPodCidrs.filter(inTunnel),
-      masqueraded: ownPodCidrs.filter((prefix) => settings.masquerade[familyOf(prefix)]),
-    },
+      tunnelled,
+      masquerade: settings.masquerade,
+      masqueradeRandomFully: settings.masqueradeRandomFully,
+      nonMasqueradeCidrs: settings.nonMasqueradeCidrs,
+      filter: settings.filter,
+    }),
     cni: own.podRanges.length > 0 ? cniConfig(own.podRanges, mtu) : undefined,
     problems,
   };

@@ -24,6 +24,8 @@ export interface NodeRecord {
   addresses: string[];
   /** Where its tunnel may be reached, best first. */
   endpoints: string[];
+  /** Its agent is of the other kind, which sends its pods' packets to other nodes in the clear. */
+  clearToNodes: boolean;
   /** What is wrong with its annotations, in words. */
   problems: string[];
 }
@@ -89,6 +91,7 @@ export function fromAnnotations({ metadata }: Pick<NodeObject, "metadata">): Nod
     podCidrs,
     addresses: nodeIps.slice(0, tunnelled),
     endpoints: nodeIps,
+    clearToNodes: false,
     problems,
   });
 }
@@ -103,6 +106,7 @@ export function fromNode(node: NodeObject): NodeRecord {
     podCidrs: parsed.podCidrs.length > 0 ? parsed.podCidrs : specPodCidrs(node),
     addresses: endpoints.filter((address) => !external.includes(address)),
     endpoints,
+    clearToNodes: parsed.publicKey !== undefined,
   });
 }
 
@@ -137,10 +141,11 @@ function record(
     podCidrs: string[];
     addresses: string[];
     endpoints: string[];
+    clearToNodes: boolean;
     problems: string[];
   },
 ): NodeRecord {
-  const { publicKey, podCidrs, addresses, endpoints, problems } = values;
+  const { publicKey, podCidrs, addresses, endpoints, clearToNodes, problems } = values;
   return {
     name: metadata.name,
     created: metadata.creationTimestamp ?? "",
@@ -149,6 +154,7 @@ function record(
     podCidrs: [...podCidrs].sort(compareAddresses),
     addresses: [...addresses].sort(compareAddresses),
     endpoints,
+    clearToNodes,
     problems,
   };
 }

@@ -1,0 +1,153 @@
+/** Which of the backends writes the firewall down, and that nothing is left of the others. */
+
+import { families } from "../plan/address.ts";
+import type { Firewall } from "../plan/firewall.ts";
+import { readIfThere } from "./files.ts";
+import {
+  acceptingChains,
+  type Chain,
+  chains,
+  diffChains,
+  diffSets,
+  forwardDrops,
+  hasChain,
+  type ObservedChains,
+  type ObservedSets,
+  observeChains,
+  observeSets,
+  setName,
+  sets,
+  settledChains,
+  type Variant,
+  variants,
+} from "./iptables.ts";
+import {
+  diffRuleset,
+  type ObservedRuleset,
+  observeRuleset,
+  removal,
+  ruleset,
+  settledRuleset,
+} from "./nftables.ts";
+import { $, type Command, CommandError } from "./run.ts";
+
+export type Backend = "nftables" | `iptables-${Variant}`;
+
+export interface ObservedFirewall {
+  ruleset: ObservedRuleset | undefined;
+  /** Of the variants that are in use here; of one that is not, nothing can be ours. */
+  chains: Partial<Record<Variant, ObservedChains>>;
+  sets: ObservedSets;
+  /** Variants whose policy of FORWARD is DROP. */
+  dropping: Variant[];
+}
+
+/** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
+export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): Promise<Backend> {
+  const nft = await takesNftables();
+  if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
+  if (!nft) return "iptables-legacy";
+  return (await legacyTables()).includes("mangle") && (await kubernetesUsesLegacy())
+    ? "iptables-legacy"
+    : "iptables-nft";
+}
+
+export async function observeFirewall(): Promise<ObservedFirewall> {
+  const legacy = (await legacyTables()).length > 0;
+  const nft = await takesNftables();
+  const used = variants.filter((variant) => (variant === "nft" ? nft : legacy));
+  const chains = await Promise.all(
+    used.map(async (variant) => [variant, await observeChains(variant)] as const),
+  );
+  const dropping = await Promise.all(
+    used.map(async (variant) => ((await forwardDrops(variant)) ? [variant] : [])),
+  );
+  return {
+    ruleset: nft ? await observeRuleset() : undefined,
+    chains: Object.fromEntries(chains),
+    sets: await observeSets(),
+    dropping: dropping.flat(),
+  };
+}
+
+/** The chosen backend's changes first, then what is left of another: in between both hold, which does no harm. */
+export function diffFirewall(backend: Backend, desired: Firewall, observed: ObservedFirewall): Command[] {
+  const order = [...variants].sort(
+    (a, b) => Number(backend === `iptables-${b}`) - Number(backend === `iptables-${a}`),
+  );
+  const byChains = order.flatMap((variant) =>
+    diffChains(variant, wantedChains(variant, backend, desired, observed), observed.chains[variant] ?? {}),
+  );
+  const wantedSets = backend === "nftables" ? {} : sets(desired);
+  return [
+    ...(backend === "nftables"
+      ? diffRuleset(ruleset(desired), observed.ruleset)
+      : diffSets(wantedSets, observed.sets, "wanted")),
+    ...byChains,
+    ...(backend !== "nftables" && observed.ruleset ? [removal] : []),
+    ...diffSets(wantedSets, observed.sets, "surplus"),
+  ];
+}
+
+/** What is there once `diffFirewall` is done. */
+export function settledFirewall(
+  backend: Backend,
+  desired: Firewall,
+  observed: ObservedFirewall,
+): ObservedFirewall {
+  const chains = variants.map((variant) => [
+    variant,
+    settledChains(wantedChains(variant, backend, desired, observed)),
+  ]);
+  return {
+    ruleset: backend === "nftables" ? settledRuleset(ruleset(desired)) : undefined,
+    chains: Object.fromEntries(chains),
+    sets: backend === "nftables" ? {} : sets(desired),
+    dropping: observed.dropping,
+  };
+}
+
+/** The node addresses that the firewall has behind tunnels now. */
+export function nodesIn(backend: Backend, observed: ObservedFirewall): string[] {
+  return families.flatMap((family) =>
+    backend === "nftables"
+      ? (observed.ruleset?.sets[`nodes-${family}`]?.elements ?? [])
+      : (observed.sets[setName("nodes", family)] ?? []),
+  );
+}
+
+function wantedChains(
+  variant: Variant,
+  backend: Backend,
+  desired: Firewall,
+  { dropping }: ObservedFirewall,
+): Chain[] {
+  return [
+    ...(backend === `iptables-${variant}` ? chains(desired) : []),
+    ...(dropping.includes(variant) ? acceptingChains(desired) : []),
+  ];
+}
+
+async function takesNftables(): Promise<boolean> {
+  try {
+    await $`nft list tables inet`;
+    return true;
+  } catch (error) {
+    if (error instanceof CommandError && /not supported|No such file/i.test(error.stderr)) return false;
+    throw error;
+  }
+}
+
+/** Tables of iptables-legacy that are in use: to ask that program would make them. */
+async function legacyTables(): Promise<string[]> {
+  const names = await Promise.all(
+    ["ip", "ip6"].map((family) => readIfThere(`/proc/net/${family}_tables_names`)),
+  );
+  return names.flatMap((text) => text?.split("\n").filter(Boolean) ?? []);
+}
+
+// As iptables-wrappers tells: kubelet and kube-proxy keep chains of theirs in the variant that they use.
+async function kubernetesUsesLegacy(): Promise<boolean> {
+  const chains = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-PROXY-CANARY"];
+  return (await Promise.all(chains.map((chain) => hasChain("legacy", "mangle", chain)))).includes(true);
+}

@@ -1,0 +1,264 @@
+/**
+ * The firewall by iptables and ipset, for kernels without nf_tables and for nodes that keep to iptables: chains and
+ * sets named WIGGLENET-*. Of others' chains only the jumps to ours are asked for and made.
+ */
+import { type Family, families, familyOf } from "../plan/address.ts";
+import { type Firewall, type Hook, hooks, markBit, type Rule, setNames } from "../plan/firewall.ts";
+import { bare, fingerprint } from "./nftables.ts";
+import { $, batch, type Command, CommandError } from "./run.ts";
+
+export const variants = ["nft", "legacy"] as const;
+export type Variant = (typeof variants)[number];
+
+/** A chain of ours and the chain that jumps to it: first of all, or last, when others' rules had their say. */
+interface Place {
+  table: string;
+  parent: string;
+  chain: string;
+  position: "first" | "last";
+}
+
+const places: Record<Hook, Place> = {
+  // Before destination NAT, which our conditions do not look at.
+  prerouting: { table: "mangle", parent: "PREROUTING", chain: "WIGGLENET-PREROUTING", position: "first" },
+  input: { table: "filter", parent: "INPUT", chain: "WIGGLENET-INPUT", position: "first" },
+  forward: { table: "filter", parent: "FORWARD", chain: "WIGGLENET-FILTER", position: "first" },
+  postrouting: { table: "mangle", parent: "POSTROUTING", chain: "WIGGLENET-POSTROUTING", position: "first" },
+  srcnat: { table: "nat", parent: "POSTROUTING", chain: "WIGGLENET-SRCNAT", position: "first" },
+};
+/** Accepts the pods' traffic where the policy of FORWARD is DROP (ufw, Docker), which no other table can undo. */
+const acceptance: Place = {
+  table: "filter",
+  parent: "FORWARD",
+  chain: "WIGGLENET-FORWARD",
+  position: "last",
+};
+
+const tool: Record<Family, string> = { ipv4: "iptables", ipv6: "ip6tables" };
+
+/** A chain that a node should have. */
+export type Chain = Place & { family: Family; rules: string[] };
+
+/** The chains of ours that are there, of one variant, by `chainKey`; undefined without the chain. */
+export type ObservedChains = Record<string, { fingerprints: string[]; jump: boolean } | undefined>;
+
+/** Members of our sets by name, which both variants share; undefined without the set. */
+export type ObservedSets = Record<string, string[] | undefined>;
+
+/** The whole firewall by iptables. */
+export function chains({ rules }: Firewall): Chain[] {
+  return families.flatMap((family) =>
+    hooks.map((hook) => ({
+      ...places[hook],
+      family,
+      rules: rules.filter((rule) => rule.hook === hook && rule.family === family).map(words),
+    })),
+  );
+}
+
+/** What a policy of DROP needs, whichever the backend. */
+export function acceptingChains({ sets }: Firewall): Chain[] {
+  const rules = (family: Family) =>
+    sets.own
+      .filter((prefix) => familyOf(prefix) === family)
+      .flatMap((prefix) => [`-s ${prefix} -j ACCEPT`, `-d ${prefix} -j ACCEPT`]);
+  return families.map((family) => ({ ...acceptance, family, rules: rules(family) }));
+}
+
+/** The sets that the rules name, with their members. */
+export function sets(desired: Firewall): Record<string, string[]> {
+  const entries = setNames.flatMap((set) =>
+    families.map((family) => [
+      setName(set, family),
+      desired.sets[set].filter((value) => familyOf(value) === family).map(bare),
+    ]),
+  );
+  return Object.fromEntries(entries);
+}
+
+const everyPlace = [...Object.values(places), acceptance];
+const everySet = setNames.flatMap((set) => families.map((family) => setName(set, family)));
+
+export async function observeChains(variant: Variant): Promise<ObservedChains> {
+  const chain = async (family: Family, { table, parent, chain }: Place) => {
+    const program = `${tool[family]}-${variant}`;
+    // Asked for first: it says plainly that there is no such chain.
+    const jump = await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`);
+    if (jump === "absent") return undefined;
+    return {
+      fingerprints: parseChain(await $`${program} -w 10 -t ${table} -S ${chain}`),
+      jump: jump !== "no rule",
+    };
+  };
+  const entries = families.flatMap((family) =>
+    everyPlace.map(async (place) => [chainKey({ ...place, family }), await chain(family, place)] as const),
+  );
+  return Object.fromEntries(await Promise.all(entries));
+}
+
+export async function observeSets(): Promise<ObservedSets> {
+  const entries = everySet.map(
+    async (name) => [name, parseSet(await answer($`ipset save ${name}`))] as const,
+  );
+  return Object.fromEntries(await Promise.all(entries));
+}
+
+/** The fingerprints of `iptables -S CHAIN`, rule by rule. */
+export function parseChain(listing: string): string[] {
+  return listing
+    .split("\n")
+    .filter((line) => line.startsWith("-A "))
+    .map((line) => /--comment "?wigglenet:([0-9a-f]{12})"?/.exec(line)?.[1] ?? "");
+}
+
+/** The members of `ipset save SET`, undefined where that says that there is no such set. */
+export function parseSet(listing: string): string[] | undefined {
+  if (listing === "absent") return undefined;
+  return listing.split("\n").flatMap((line) => /^add \S+ (\S+)/.exec(line)?.[1] ?? []);
+}
+
+/** Creates and fills sets, before rules name them; or, with `surplus`, destroys what no rule names any more. */
+export function diffSets(
+  desired: Record<string, string[]>,
+  observed: ObservedSets,
+  which: "wanted" | "surplus",
+): Command[] {
+  const lines =
+    which === "surplus"
+      ? Object.keys(observed)
+          .filter((name) => observed[name] && !desired[name])
+          .map((name) => `destroy ${name}`)
+      : Object.entries(desired).flatMap(([name, members]) => {
+          const present = observed[name];
+          const had = new Set(present);
+          const wants = new Set(members);
+          const family = name.endsWith("ipv6") ? "inet6" : "inet";
+          return [
+            ...(present ? [] : [`create ${name} hash:net family ${family} maxelem 262144`]),
+            ...members.filter((value) => !had.has(value)).map((value) => `add ${name} ${value}`),
+            ...(present ?? []).filter((value) => !wants.has(value)).map((value) => `del ${name} ${value}`),
+          ];
+        });
+  return batch(["ipset", "restore"], lines);
+}
+
+/** Each table of each family is one transaction. A chain of ours that is not desired is taken away. */
+export function diffChains(variant: Variant, desired: readonly Chain[], observed: ObservedChains): Command[] {
+  const names = [...new Set(everyPlace.map((place) => place.table))];
+  return families.flatMap((family) =>
+    names.flatMap((table) => diffTable(variant, family, table, desired, observed)),
+  );
+}
+
+function diffTable(
+  variant: Variant,
+  family: Family,
+  table: string,
+  desired: readonly Chain[],
+  observed: ObservedChains,
+): Command[] {
+  const lines = everyPlace
+    .filter((place) => place.table === table)
+    .flatMap(({ parent, chain, position }) => {
+      const key = chainKey({ family, table, chain });
+      const present = observed[key];
+      const wanted = desired.find((each) => chainKey(each) === key);
+      if (wanted === undefined)
+        return present
+          ? [`:${chain} - [0:0]`, ...(present.jump ? [`-D ${parent} -j ${chain}`] : []), `-X ${chain}`]
+          : [];
+      const same =
+        present !== undefined && Bun.deepEquals(present.fingerprints, wanted.rules.map(fingerprint));
+      const rules = wanted.rules.map(
+        (rule) => `-A ${chain} -m comment --comment wigglenet:${fingerprint(rule)} ${rule}`,
+      );
+      return [
+        // Declared anew, a chain is empty; the transaction has it full again in the same step.
+        ...(same ? [] : [`:${chain} - [0:0]`, ...rules]),
+        ...(present?.jump
+          ? []
+          : [position === "first" ? `-I ${parent} 1 -j ${chain}` : `-A ${parent} -j ${chain}`]),
+      ];
+    });
+  return lines.length === 0
+    ? []
+    : batch(
+        [`${tool[family]}-${variant}-restore`, "--noflush", "-w", "10"],
+        [`*${table}`, ...lines, "COMMIT"],
+      );
+}
+
+/** What is there once `diffChains` is done. */
+export function settledChains(desired: readonly Chain[]): ObservedChains {
+  return Object.fromEntries(
+    desired.map((each) => [chainKey(each), { fingerprints: each.rules.map(fingerprint), jump: true }]),
+  );
+}
+
+/** Whether an IPv4 chain is there. */
+export async function hasChain(variant: Variant, table: string, chain: string): Promise<boolean> {
+  return (await answer($`${`${tool.ipv4}-${variant}`} -w 10 -t ${table} -S ${chain}`)) !== "absent";
+}
+
+/** Whether the policy of FORWARD is DROP in either family. Of the chain only the policy is read. */
+export async function forwardDrops(variant: Variant): Promise<boolean> {
+  const listings = await Promise.all(
+    families.map((family) => $`${`${tool[family]}-${variant}`} -w 10 -S FORWARD`),
+  );
+  return listings.some((listing) => listing.startsWith("-P FORWARD DROP"));
+}
+
+const targets: Record<Rule["verdict"], string> = {
+  // Others' rules have their say.
+  pass: "RETURN",
+  drop: "DROP",
+  mark: `MARK --set-xmark ${markBit}/${markBit}`,
+  masquerade: "MASQUERADE",
+  "masquerade-random": "MASQUERADE --random-fully",
+};
+
+/** A rule's matches and target as iptables takes them. */
+function words({ family, match, verdict }: Rule): string {
+  const address = (value: string, side: "src" | "dst", not = "") =>
+    value.startsWith("@")
+      ? `-m set ${not}--match-set ${setName(value.slice(1), family)} ${side}`
+      : `${not}-${side === "src" ? "s" : "d"} ${value}`;
+  const status = (state: string, set: boolean | undefined) =>
+    set === undefined ? [] : [`-m conntrack ${set ? "" : "! "}--ctstate ${state}`];
+  return [
+    ...(match.in ? [`-i ${match.in}`] : []),
+    ...(match.notIn ? [`! -i ${match.notIn}`] : []),
+    ...(match.notOut ? [`! -o ${match.notOut}`] : []),
+    ...(match.from ? [address(match.from, "src")] : []),
+    ...(match.notFrom ? [address(match.notFrom, "src", "! ")] : []),
+    ...(match.to ? [address(match.to, "dst")] : []),
+    ...(match.notTo ?? []).map((value) => address(value, "dst", "! ")),
+    ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
+    ...status("SNAT", match.sourceTranslated),
+    ...status("DNAT", match.destinationTranslated),
+    ...(match.established ? ["-m conntrack --ctstate RELATED,ESTABLISHED"] : []),
+    ...(match.icmpv6 === undefined ? [] : [`-p icmpv6 --icmpv6-type ${match.icmpv6}`]),
+    ...(match.spoofed ? ["-m rpfilter --invert"] : []),
+    `-j ${targets[verdict]}`,
+  ].join(" ");
+}
+
+function chainKey({ family, table, chain }: { family: Family; table: string; chain: string }): string {
+  return `${family} ${table} ${chain}`;
+}
+
+export function setName(set: string, family: Family): string {
+  return `WIGGLENET-${set}-${family}`;
+}
+
+/** The output, or what the command says in other words: there is no such chain or set, or no such rule. */
+async function answer(output: Promise<string>): Promise<string | "absent" | "no rule"> {
+  try {
+    return await output;
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    if (/No chain|does not exist|Couldn't load target/.test(error.stderr)) return "absent";
+    if (/Bad rule/.test(error.stderr)) return "no rule";
+    throw error;
+  }
+}

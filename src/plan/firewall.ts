@@ -1,0 +1,183 @@
+/**
+ * What the firewall of this node should do, as rules that say what they mean. The backends write them down in their
+ * own words; both do the same, and the same packets test them.
+ */
+import { compareAddresses, type Family, families } from "./address.ts";
+
+/** Our fwmark bit: a packet from an own pod that goes to another node by the tunnel. */
+export const markBit = "0x1000000";
+
+/**
+ * Where a rule looks at a packet: `prerouting` precedes routing; `postrouting` sees the link that the packet leaves by
+ * (`output` does not, where destination NAT had it routed anew) and its source before NAT; `srcnat` is source NAT.
+ */
+export const hooks = ["prerouting", "input", "forward", "postrouting", "srcnat"] as const;
+export type Hook = (typeof hooks)[number];
+
+/** Sets whose members come and go with the cluster; one for each family, so that the rules never change. */
+export const setNames = ["own", "remote", "nodes", "native", "unencrypted", "keep"] as const;
+export type SetName = (typeof setNames)[number];
+
+/** A prefix, or a set. */
+type Addresses = `@${SetName}` | `${string}/${number}`;
+
+/** All of a rule's conditions must hold; those that it does not have do not matter. */
+export interface Conditions {
+  /** A link; with `+` at its end, all that begin so. */
+  in?: string;
+  notIn?: string;
+  notOut?: string;
+  from?: Addresses;
+  notFrom?: Addresses;
+  to?: Addresses;
+  notTo?: Addresses[];
+  direction?: "original" | "reply";
+  /** Whether the connection's source was translated. */
+  sourceTranslated?: boolean;
+  destinationTranslated?: boolean;
+  /** Part of a connection that there is, or an error about one. */
+  established?: true;
+  /** Number of an ICMPv6 type. */
+  icmpv6?: number;
+  /** The way back to the source is not by the link that the packet came from. */
+  spoofed?: true;
+}
+
+export interface Rule {
+  hook: Hook;
+  family: Family;
+  match: Conditions;
+  /** `pass`: none of our further rules in this hook is asked; others' are. */
+  verdict: "pass" | "drop" | "mark" | "masquerade" | "masquerade-random";
+}
+
+export interface Firewall {
+  rules: Rule[];
+  sets: Record<SetName, string[]>;
+}
+
+export interface FirewallInput {
+  link: string;
+  ownPodCidrs: readonly string[];
+  remotePodCidrs: readonly string[];
+  /** Addresses of nodes whose tunnel stands. */
+  nodes: readonly string[];
+  /** Addresses of nodes, of families that are routed natively. */
+  native: readonly string[];
+  /** Pod CIDRs of nodes whose agent sends pod→node in the clear. */
+  unencrypted: readonly string[];
+  /** Families whose pods are in the tunnel. */
+  tunnelled: readonly Family[];
+  masquerade: Record<Family, boolean>;
+  masqueradeRandomFully: boolean;
+  nonMasqueradeCidrs: readonly string[];
+  filter: Record<Family, boolean>;
+}
+
+/** Pods' links as ptp names them. */
+const podLinks = "veth+";
+
+// RFC 4890, 4.3.1: the errors without which paths break (1 to 4), and echo. Neighbour discovery is never forwarded.
+const passingIcmpv6 = [1, 2, 3, 4, 128, 129];
+
+export function firewall(input: FirewallInput): Firewall {
+  const sorted = (values: readonly string[]) => [...new Set(values)].sort(compareAddresses);
+  return {
+    rules: families.flatMap((family) => {
+      const tunnelled = input.tunnelled.includes(family);
+      return [
+        ...(tunnelled ? [...noPlaintext(input.link, family), ...marks(family)] : []),
+        ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
+        ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
+      ];
+    }),
+    sets: {
+      own: sorted(input.ownPodCidrs),
+      remote: sorted(input.remotePodCidrs),
+      nodes: sorted(input.nodes),
+      native: sorted(input.native),
+      unencrypted: sorted(input.unencrypted),
+      keep: sorted(input.nonMasqueradeCidrs),
+    },
+  };
+}
+
+/** A packet between pods, or between a pod and a node, of different nodes is in the tunnel or nowhere. */
+function noPlaintext(link: string, family: Family): Rule[] {
+  const rule = (hook: Hook, verdict: "pass" | "drop", match: Conditions): Rule => ({
+    hook,
+    family,
+    match,
+    verdict,
+  });
+  return [
+    // Of pods only: a link of that name without a pod has its own sources behind it. Neighbour discovery has others.
+    ...(family === "ipv6"
+      ? [
+          rule("prerouting", "pass", { in: podLinks, from: "fe80::/10" }),
+          rule("prerouting", "pass", { in: podLinks, from: "::/128" }),
+        ]
+      : []),
+    rule("prerouting", "drop", { in: podLinks, notFrom: "@own", spoofed: true }),
+    rule("postrouting", "drop", { to: "@remote", notOut: link }),
+    rule("forward", "drop", { from: "@remote", notIn: link }),
+    // What claims to be an own pod comes from one.
+    rule("forward", "drop", { from: "@own", notIn: podLinks }),
+    // Replies of translated connections, and flows masqueraded before the tunnel stood, go the way they came.
+    rule("postrouting", "pass", {
+      from: "@own",
+      to: "@nodes",
+      direction: "reply",
+      destinationTranslated: true,
+    }),
+    rule("postrouting", "pass", {
+      from: "@own",
+      to: "@nodes",
+      direction: "original",
+      sourceTranslated: true,
+    }),
+    rule("postrouting", "drop", { from: "@own", to: "@nodes", notOut: link }),
+    rule("input", "pass", { in: "lo" }),
+    rule("input", "drop", { from: "@own", notIn: podLinks }),
+    rule("input", "pass", { from: "@unencrypted" }),
+    rule("input", "drop", { from: "@remote", notIn: link }),
+  ];
+}
+
+/** Own pods' packets to other nodes are routed by the tunnel's table. */
+function marks(family: Family): Rule[] {
+  return [
+    { direction: "original", sourceTranslated: false } as const,
+    { direction: "reply", destinationTranslated: false } as const,
+  ].map((match) => ({ hook: "prerouting", family, match: { from: "@own", ...match }, verdict: "mark" }));
+}
+
+/** New connections to own pods from outside of the cluster: what counts is the way in, not the address. */
+function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
+  const passing: Conditions[] = [
+    { established: true },
+    // What a Service, or a hostPort, led here.
+    { destinationTranslated: true },
+    { in: podLinks },
+    ...(family === "ipv6" ? passingIcmpv6.map((icmpv6) => ({ icmpv6 })) : []),
+    // Routed natively, another node's pods and the nodes are told by nothing but their addresses.
+    ...(tunnelled ? [{ in: link }] : ([{ from: "@remote" }, { from: "@native" }] as const)),
+  ];
+  return [
+    ...passing.map(
+      (match): Rule => ({ hook: "forward", family, match: { to: "@own", ...match }, verdict: "pass" }),
+    ),
+    { hook: "forward", family, match: { to: "@own" }, verdict: "drop" },
+  ];
+}
+
+/** Own pods' packets to what is neither a pod of the cluster nor a node behind its tunnel get the node's address. */
+function masquerade(family: Family, random: boolean): Rule {
+  return {
+    hook: "srcnat",
+    family,
+    match: { from: "@own", notTo: ["@own", "@remote", "@nodes", "@keep"] },
+    // Ports at random: two CPUs' NAT else race for the same one (flannel#1004).
+    verdict: random ? "masquerade-random" : "masquerade",
+  };
+}
