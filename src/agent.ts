@@ -9,7 +9,7 @@ import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
 import { forwardingOff, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
-import { classify, type Expectation, expectation } from "./host/monitor.ts";
+import { classify, concernsFirewall, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import { contains } from "./plan/address.ts";
@@ -122,6 +122,16 @@ export class Agent {
     }
   }
 
+  /** A line of `nft monitor`. */
+  noticedFirewall(line: string): void {
+    if (concernsFirewall(line) && !this.#host.writesFirewall) this.forgetFirewall();
+  }
+
+  forgetFirewall(): void {
+    this.#host.forgetFirewall();
+    this.mark("firewall drift");
+  }
+
   /** One pass over all resources. */
   async pass(): Promise<void> {
     const host = this.#host;
@@ -147,7 +157,7 @@ export class Agent {
 
     // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
     // what reaches this node without one.
-    if (!config.firewallOnly && !(await this.#sync(own, links))) return;
+    if (!(await this.#sync(own, links))) return;
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
     if (this.#nodes.ownIsThere)
@@ -162,7 +172,8 @@ export class Agent {
   async #sync(own: Parameters<typeof plan>[0]["own"], links: readonly Link[]): Promise<boolean> {
     const host = this.#host;
     const config = this.#config;
-    const overlay = Object.values(config.nativeRouting).includes(false);
+    const nativeRouting = config.firewallOnly ? { ipv4: true, ipv6: true } : config.nativeRouting;
+    const overlay = Object.values(nativeRouting).includes(false);
     const tunnel: Tunnel | "none" | undefined = overlay
       ? await host.attempt("tunnel", () => host.tunnel())
       : "none";
@@ -172,7 +183,7 @@ export class Agent {
     const desired = plan({
       own,
       nodes: [...this.#nodes.others.values()],
-      settings: config,
+      settings: { ...config, nativeRouting },
       underlayMtu: underlayMtu(links, own, config.linkName),
       standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: routes.underlay,

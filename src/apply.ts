@@ -30,6 +30,9 @@ export interface Hands {
   readonly paper: boolean;
 }
 
+/** Milliseconds within which the kernel has told of our own changes. */
+const echo = 300;
+
 export class Host {
   readonly #config: Config;
   readonly #hands: Hands;
@@ -42,9 +45,11 @@ export class Host {
   #routes: ObservedRoutes | undefined;
   #firewall: ObservedFirewall | undefined;
   #backend: Backend | undefined;
+  #writesFirewallUntil = 0;
 
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
+  readonly #warnedOf = new Set<string>();
   readonly #failures = new Map<string, { count: number; message: string }>();
   /** Why the pass that is under way is made, for the log. */
   why = "start";
@@ -63,6 +68,15 @@ export class Host {
 
   forgetLinks(): void {
     this.#links = undefined;
+  }
+
+  forgetFirewall(): void {
+    this.#firewall = undefined;
+  }
+
+  /** Whether what is told of the firewall now is our own doing. */
+  get writesFirewall(): boolean {
+    return performance.now() < this.#writesFirewallUntil;
   }
 
   forget(): void {
@@ -115,7 +129,11 @@ export class Host {
    * @param tunnel undefined if there should be one and it failed
    */
   async apply(desired: Desired, tunnel: Tunnel | "none" | undefined): Promise<void> {
-    const { linkName } = this.#config;
+    const { linkName, firewallOnly } = this.#config;
+    if (firewallOnly) {
+      await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
+      return;
+    }
     const linked = await this.attempt("link", () => this.#applyLink(desired));
     const guarded = await this.attempt("firewall", () => this.#applyGuard(desired));
     const observed = await this.attempt("routes", () => this.routes());
@@ -243,9 +261,24 @@ export class Host {
     const backend = this.#backend ?? (await chooseBackend(this.#config.firewallBackend));
     const observed = this.#firewall ?? (await observeFirewall());
     this.#firewall = undefined;
+    this.#warnOf(observed.closed);
+    this.#writesFirewallUntil = Number.POSITIVE_INFINITY;
     await this.perform("firewall", diffFirewall(backend, firewall, observed), { backend });
+    this.#writesFirewallUntil = performance.now() + echo;
     this.#firewall = settledFirewall(backend, firewall, observed);
     return true;
+  }
+
+  /** Chains of others that drop what nobody accepts: what we accept in ours does not help. */
+  #warnOf(closed: readonly string[]): void {
+    for (const chain of closed)
+      if (!this.#warnedOf.has(chain)) {
+        this.#warnedOf.add(chain);
+        this.#log.warn(
+          { chain, port: this.#config.port },
+          "a firewall of this host drops what it does not accept: have it accept the UDP port of the tunnel, and pods' traffic from and to the tunnel's link",
+        );
+      }
   }
 
   async #applyCni(desired: Desired): Promise<void> {

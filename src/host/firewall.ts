@@ -40,6 +40,8 @@ export interface ObservedFirewall {
   sets: ObservedSets;
   /** Variants whose policy of FORWARD is DROP. */
   dropping: Variant[];
+  /** Chains of others at input or forward that drop what nobody accepts, in words. */
+  closed: string[];
 }
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
@@ -59,15 +61,33 @@ export async function observeFirewall(): Promise<ObservedFirewall> {
   const chains = await Promise.all(
     used.map(async (variant) => [variant, await observeChains(variant)] as const),
   );
-  const dropping = await Promise.all(
-    used.map(async (variant) => ((await forwardDrops(variant)) ? [variant] : [])),
-  );
+  const closed = nft ? parseClosed(await $`nft -j list chains`) : [];
   return {
     ruleset: nft ? await observeRuleset() : undefined,
     chains: Object.fromEntries(chains),
     sets: await observeSets(),
-    dropping: dropping.flat(),
+    dropping: [
+      ...(closed.some((chain) => /^ip6? filter FORWARD$/.test(chain)) ? (["nft"] as const) : []),
+      ...(legacy && (await forwardDrops("legacy")) ? (["legacy"] as const) : []),
+    ],
+    closed: closed.filter((chain) => !chain.endsWith(" filter FORWARD")),
   };
+}
+
+interface ChainListing {
+  nftables: { chain?: { family: string; table: string; name: string; hook?: string; policy?: string } }[];
+}
+
+/**
+ * The base chains at input and forward that drop or that firewalld has, from `nft -j list chains`: that lists no rule,
+ * so that rules which this nft cannot read do no harm.
+ */
+export function parseClosed(output: string): string[] {
+  return (JSON.parse(output) as ChainListing).nftables.flatMap(({ chain }) => {
+    if (chain === undefined || (chain.hook !== "input" && chain.hook !== "forward")) return [];
+    const closes = chain.policy === "drop" || chain.table === "firewalld";
+    return closes && chain.table !== "wigglenet" ? [`${chain.family} ${chain.table} ${chain.name}`] : [];
+  });
 }
 
 /** The chosen backend's changes first, then what is left of another: in between both hold, which does no harm. */
@@ -104,6 +124,7 @@ export function settledFirewall(
     chains: Object.fromEntries(chains),
     sets: backend === "nftables" ? {} : sets(desired),
     dropping: observed.dropping,
+    closed: observed.closed,
   };
 }
 

@@ -200,7 +200,7 @@ export async function hasChain(variant: Variant, table: string, chain: string): 
   return (await answer($`${`${tool.ipv4}-${variant}`} -w 10 -t ${table} -S ${chain}`)) !== "absent";
 }
 
-/** Whether the policy of FORWARD is DROP in either family. Of the chain only the policy is read. */
+/** Whether the policy of FORWARD is DROP in either family. Of the listing only the policy is read. */
 export async function forwardDrops(variant: Variant): Promise<boolean> {
   const listings = await Promise.all(
     families.map((family) => $`${`${tool[family]}-${variant}`} -w 10 -S FORWARD`),

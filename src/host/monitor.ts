@@ -71,32 +71,48 @@ function place(table: string, prefix: string, unreachable: boolean): string {
   return `${table} ${prefix} ${unreachable}`;
 }
 
+/** Whether a line of `nft monitor` is about something of ours, in either backend. */
+export function concernsFirewall(line: string): boolean {
+  return /^(add|insert|replace|delete|destroy|flush) .*(\binet wigglenet\b|\bWIGGLENET-)/.test(line);
+}
+
+export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule"];
+export const nftMonitor = ["nft", "monitor"];
+
 /** Runs until `signal` aborts; a monitor that ends is started again, and what it missed is made up for. */
 export async function monitor(
+  argv: string[],
   onLine: (line: string) => void,
   onGap: () => void,
   log: Logger,
   signal: AbortSignal,
 ): Promise<void> {
-  while (!signal.aborted) {
-    const child = Bun.spawn(["ip", "-o", "monitor", "label", "link", "address", "route", "rule"], {
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "ignore",
-      signal,
-    });
-    const decoder = new TextDecoder();
-    let rest = "";
-    for await (const chunk of child.stdout) {
-      const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
-      rest = pieces.pop() ?? "";
-      for (const piece of pieces) onLine(piece);
+  for (let wait = 1_000; !signal.aborted; wait = Math.min(wait * 2, 60_000)) {
+    const from = performance.now();
+    try {
+      await watch(argv, onLine, signal);
+    } catch (error) {
+      if (!signal.aborted)
+        log.warn({ argv, error: (error as Error).message }, "cannot be started: the resync alone repairs");
+      return;
     }
-    await child.exited;
     if (signal.aborted) return;
-    // Most likely its socket overflowed in a burst.
-    log.debug({ exitCode: child.exitCode }, "ip monitor ended; starting it again");
-    await Bun.sleep(1_000);
+    // Its socket overflowed in a burst, most likely; one that ends again and again cannot read what others wrote.
+    if (performance.now() - from > 60_000) wait = 1_000;
+    log.debug({ argv, wait }, "a monitor ended; starting it again");
+    await Bun.sleep(wait);
     onGap();
   }
+}
+
+async function watch(argv: string[], onLine: (line: string) => void, signal: AbortSignal): Promise<void> {
+  const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "ignore", signal });
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const chunk of child.stdout) {
+    const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    rest = pieces.pop() ?? "";
+    for (const piece of pieces) onLine(piece);
+  }
+  await child.exited;
 }
