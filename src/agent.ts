@@ -9,7 +9,7 @@ import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
 import { forwardingOff, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
-import { classify, concernsFirewall, type Expectation, expectation } from "./host/monitor.ts";
+import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import { contains } from "./plan/address.ts";
@@ -122,9 +122,9 @@ export class Agent {
     }
   }
 
-  /** A line of `nft monitor`. */
-  noticedFirewall(line: string): void {
-    if (concernsFirewall(line) && !this.#host.writesFirewall) this.forgetFirewall();
+  /** Something of ours in the firewall was changed in one transaction, by us or by others. */
+  noticedFirewall(): void {
+    if (!this.#host.wroteFirewall()) this.forgetFirewall();
   }
 
   forgetFirewall(): void {

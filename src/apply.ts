@@ -30,8 +30,8 @@ export interface Hands {
   readonly paper: boolean;
 }
 
-/** Milliseconds within which the kernel has told of our own changes. */
-const echo = 300;
+/** Milliseconds within which the kernel has told of our own transactions, on the busiest machine. */
+const echo = 10_000;
 
 export class Host {
   readonly #config: Config;
@@ -45,7 +45,9 @@ export class Host {
   #routes: ObservedRoutes | undefined;
   #firewall: ObservedFirewall | undefined;
   #backend: Backend | undefined;
-  #writesFirewallUntil = 0;
+  /** Own transactions that the kernel has not told of, and until when it may. */
+  #untold = 0;
+  #echoUntil = 0;
 
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
@@ -74,9 +76,11 @@ export class Host {
     this.#firewall = undefined;
   }
 
-  /** Whether what is told of the firewall now is our own doing. */
-  get writesFirewall(): boolean {
-    return performance.now() < this.#writesFirewallUntil;
+  /** Takes one transaction that the kernel tells of for our own; false if we have made none that it has not told of. */
+  wroteFirewall(): boolean {
+    const own = performance.now() < this.#echoUntil && this.#untold > 0;
+    this.#untold = own ? this.#untold - 1 : 0;
+    return own;
   }
 
   forget(): void {
@@ -262,9 +266,10 @@ export class Host {
     const observed = this.#firewall ?? (await observeFirewall());
     this.#firewall = undefined;
     this.#warnOf(observed.closed);
-    this.#writesFirewallUntil = Number.POSITIVE_INFINITY;
-    await this.perform("firewall", diffFirewall(backend, firewall, observed), { backend });
-    this.#writesFirewallUntil = performance.now() + echo;
+    const commands = diffFirewall(backend, firewall, observed);
+    this.#untold += commands.filter(({ argv }) => /^nft$|-nft-restore$/.test(argv[0] ?? "")).length;
+    this.#echoUntil = performance.now() + echo;
+    await this.perform("firewall", commands, { backend });
     this.#firewall = settledFirewall(backend, firewall, observed);
     return true;
   }

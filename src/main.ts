@@ -10,7 +10,7 @@ import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
-import { ipMonitor, monitor, nftMonitor } from "./host/monitor.ts";
+import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
 import { perform, printStep } from "./host/run.ts";
 
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
@@ -58,15 +58,10 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
     annotate: (annotations) => nodes.annotate(annotations),
   }));
   const gap = () => agent.forget("drift");
+  const firewallChanges = transactionReader(() => agent.noticedFirewall());
   const kernel = [
     monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal),
-    monitor(
-      nftMonitor,
-      (line) => agent.noticedFirewall(line),
-      () => agent.forgetFirewall(),
-      log,
-      stop.signal,
-    ),
+    monitor(nftMonitor, firewallChanges, () => agent.forgetFirewall(), log, stop.signal),
   ];
   const cluster = nodes.run(stop.signal);
   await Promise.race([Promise.all([...kernel, cluster]), agent.run(stop.signal)]);

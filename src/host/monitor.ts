@@ -71,9 +71,23 @@ function place(table: string, prefix: string, unreachable: boolean): string {
   return `${table} ${prefix} ${unreachable}`;
 }
 
-/** Whether a line of `nft monitor` is about something of ours, in either backend. */
-export function concernsFirewall(line: string): boolean {
-  return /^(add|insert|replace|delete|destroy|flush) .*(\binet wigglenet\b|\bWIGGLENET-)/.test(line);
+// By name; elements of a set that this nft lost sight of, as when its table was made anew; and what may have been one
+// of the jumps to our chains, as a deletion tells but a handle.
+const ofOurs =
+  /\binet wigglenet\b|\bWIGGLENET-|unknown set|^delete rule ip6? (filter|mangle|nat) (INPUT|FORWARD|PREROUTING|POSTROUTING)\b/;
+
+/**
+ * Reads `nft monitor`, which ends each transaction with the number of the new generation, and tells of each one that
+ * had something of ours in it, in either backend.
+ */
+export function transactionReader(ours: () => void): (line: string) => void {
+  let concerned = false;
+  return (line) => {
+    if (line.startsWith("# new generation")) {
+      if (concerned) ours();
+      concerned = false;
+    } else concerned ||= ofOurs.test(line);
+  };
 }
 
 export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule"];
@@ -106,13 +120,16 @@ export async function monitor(
 }
 
 async function watch(argv: string[], onLine: (line: string) => void, signal: AbortSignal): Promise<void> {
-  const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "ignore", signal });
+  const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe", signal });
+  await Promise.all([readLines(child.stdout, onLine), readLines(child.stderr, onLine), child.exited]);
+}
+
+async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
   const decoder = new TextDecoder();
   let rest = "";
-  for await (const chunk of child.stdout) {
+  for await (const chunk of stream) {
     const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
     rest = pieces.pop() ?? "";
     for (const piece of pieces) onLine(piece);
   }
-  await child.exited;
 }

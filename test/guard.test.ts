@@ -1,0 +1,208 @@
+/** No pod packet crosses the underlay in the clear, whatever happens; and the firewall comes back where it was harmed. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import type { Pod } from "./lab/pod.ts";
+import { sleep, until } from "./lab/process.ts";
+
+let lab: Lab;
+let nodes: [LightNode, LightNode];
+let pods: [Pod, Pod];
+
+beforeAll(async () => {
+  // Pods with addresses that the Internet knows: what is not masqueraded would be seen with them.
+  lab = await Lab.start({ nodes: 2, env: { RESYNC_PERIOD: "600" } });
+  nodes = lab.nodes as typeof nodes;
+  pods = [await nodes[0].pod("p"), await nodes[1].pod("p")];
+  await lab.shakeHands();
+}, 60_000);
+afterAll(() => lab[Symbol.asyncDispose]());
+
+const families = ["ipv4", "ipv6"] as const;
+
+/** Packets in both directions, which need not arrive. */
+async function load(): Promise<AsyncDisposable> {
+  const streams = families.flatMap((family) =>
+    [pods, [...pods].reverse()].map(async ([from, to]) =>
+      from!.place.stream({ protocol: "udp", address: to!.addresses[family]!, rate: 200 }),
+    ),
+  );
+  const started = await Promise.all(streams);
+  return {
+    async [Symbol.asyncDispose]() {
+      await Promise.all(started.map((stream) => stream.stop(0)));
+    },
+  };
+}
+
+describe("nothing in the clear", () => {
+  test("while a node that is fresh starts its agent and pods elsewhere send to it already", async () => {
+    await using capture = await lab.capture();
+    const fresh = await lab.addNode({}, { agent: false });
+    const [ipv4 = "", ipv6 = ""] = await fresh.podCIDRs();
+    await until("the others to know of it", async () =>
+      (await nodes[0].namespace.run(["ip", "route", "show", "type", "unreachable"])).includes(ipv4),
+    );
+    const first = [ipv4.replace(/0\/24$/, "2"), ipv6.replace(/\/64$/, "2")];
+    const streams = await Promise.all(
+      first.map((address) => pods[0].place.stream({ protocol: "udp", address, rate: 200 })),
+    );
+    await sleep(300);
+    await fresh.startAgent();
+    await fresh.ready();
+    const pod = await fresh.pod("p");
+    await until("the streams to arrive", async () =>
+      (await Promise.all(streams.map((stream) => stream.count()))).every((count) => count.received > 0),
+    );
+    expect([pod.addresses.ipv4, pod.addresses.ipv6]).toEqual(first);
+    // And when it leaves, with pods elsewhere that go on sending to it.
+    await lab.removeNode(fresh);
+    await until(
+      "the peer to go",
+      async () => !(await nodes[0].namespace.run(["wg", "show", "wigglenet", "allowed-ips"])).includes(ipv4),
+    );
+    await sleep(500);
+    await Promise.all(streams.map((stream) => stream.stop(0)));
+    expect(await capture.stop()).toEqual([]);
+  });
+
+  test("while the tunnel's link is deleted under load, and made anew", async () => {
+    await using capture = await lab.capture();
+    await using _ = await load();
+    await nodes[0].namespace.ip("link delete wigglenet");
+    await nodes[0].stopWireguard();
+    await sleep(300);
+    await nodes[0].startWireguard();
+    await until("the pods to reach each other", async () => (await lab.unreached(pods)).length === 0, {
+      timeout: 20_000,
+    });
+    expect(await capture.stop()).toEqual([]);
+  });
+
+  test("while a node is powered off and on again", async () => {
+    await using capture = await lab.capture();
+    const streams = await Promise.all(
+      families.map((family) =>
+        pods[0].place.stream({ protocol: "udp", address: pods[1].addresses[family]!, rate: 200 }),
+      ),
+    );
+    await nodes[1].powerCut();
+    await sleep(300);
+    await nodes[1].boot();
+    await nodes[1].startAgent();
+    await nodes[1].ready();
+    pods[1] = await nodes[1].pod("p");
+    await until("the pods to reach each other", async () => (await lab.unreached(pods)).length === 0, {
+      timeout: 30_000,
+    });
+    await Promise.all(streams.map((stream) => stream.stop(0)));
+    expect(await capture.stop()).toEqual([]);
+  });
+
+  test("from a pod that claims another pod's address, or a stranger's", async () => {
+    await using capture = await lab.capture(
+      "host 10.244.1.77 or host 198.51.100.9 or host fd00:10:244:1::77 or host 2001:db8::9",
+    );
+    const sources = { ipv4: ["10.244.1.77", "198.51.100.9"], ipv6: ["fd00:10:244:1::77", "2001:db8::9"] };
+    for (const family of families)
+      for (const source of sources[family]) {
+        await pods[0].ip(
+          `address add ${source}/${family === "ipv4" ? 32 : 128} dev eth0${family === "ipv6" ? " nodad" : ""}`,
+        );
+        for (const to of [pods[1], nodes[1], lab.outside])
+          expect(await lab.reach(pods[0], to, { family, source, timeout: 300 })).toMatchObject({ ok: false });
+        await pods[0].ip(`address delete ${source}/${family === "ipv4" ? 32 : 128} dev eth0`);
+      }
+    expect(await capture.stop()).toEqual([]);
+  });
+});
+
+/** What there is of ours, without counters. */
+async function firewall(node: LightNode, backend: string): Promise<string> {
+  const script =
+    backend === "nftables"
+      ? "nft -s list table inet wigglenet"
+      : "for f in iptables ip6tables; do for t in mangle filter nat; do $f-nft -t $t -S | grep WIGGLENET; done; done";
+  const text = await node.namespace.run(["/bin/sh", "-c", script]).catch(() => "");
+  return text.replaceAll(/ counter packets \d+ bytes \d+/g, "");
+}
+
+describe.each([
+  [
+    "nftables",
+    [
+      "nft delete table inet wigglenet",
+      "nft flush chain inet wigglenet forward",
+      "nft flush set inet wigglenet own-ipv4",
+      "nft add rule inet wigglenet input drop",
+    ],
+  ],
+  [
+    "iptables",
+    [
+      "iptables-nft -F WIGGLENET-FILTER",
+      "iptables-nft -D FORWARD -j WIGGLENET-FILTER",
+      "ip6tables-nft -t mangle -F",
+    ],
+  ],
+])("%s", (backend, harms) => {
+  test("a switch to it on a running node loses no packet", async () => {
+    await using probe = await lab.probe(pods[0], pods[1], { family: "ipv6" });
+    await using outward = await lab.probe(pods[0], lab.outside, { family: "ipv4" });
+    await nodes[0].stopAgent();
+    await nodes[0].startAgent({ FIREWALL_BACKEND: backend, FILTER_IPV4: "1", FILTER_IPV6: "1" });
+    await until("the agent to be in sync", () => nodes[0].agentLog().some((line) => line.msg === "in sync"), {
+      why: () => JSON.stringify(nodes[0].agentLog().slice(-2)),
+    });
+    await Promise.all([probe.flowing(20), outward.flowing(20)]);
+    expect((await probe.stop()).lost).toBe(0);
+    expect((await outward.stop()).lost).toBe(0);
+  });
+
+  test.each(harms)("%s: repaired within a second", async (harm) => {
+    const before = await firewall(nodes[0], backend);
+    expect(before).not.toBe("");
+    await nodes[0].namespace.run(["/bin/sh", "-ec", harm]);
+    const from = performance.now();
+    await until("the repair", async () => (await firewall(nodes[0], backend)) === before, { timeout: 5_000 });
+    // A second is what is promised; a busy machine gets another one.
+    expect(performance.now() - from).toBeLessThan(2_000);
+  });
+
+  test("1,000 foreign rules and tables, some that this program cannot print, stay and do not disturb", async () => {
+    const rules = Array.from(
+      { length: 1_000 },
+      (_, n) => `add rule ip foreign${n % 20} c ip saddr 192.0.2.${n % 250} tcp dport ${n + 1} accept`,
+    );
+    const tables = Array.from({ length: 20 }, (_, n) => [
+      `add table ip foreign${n}`,
+      `add chain ip foreign${n} c { type filter hook forward priority 5; }`,
+    ]).flat();
+    await nodes[0].namespace.run(["nft", "-f", "-"], { stdin: [...tables, ...rules, ""].join("\n") });
+    // Extensions of iptables, of which nft can show but a comment.
+    await nodes[0].namespace.run([
+      "/bin/sh",
+      "-ec",
+      "iptables-nft -A INPUT -m string --string x --algo bm -m comment --comment foreign -j ACCEPT",
+    ]);
+    const foreign = async () =>
+      await nodes[0].namespace.run([
+        "/bin/sh",
+        "-c",
+        "for t in $(seq 0 19); do nft list table ip foreign$t; done; iptables-nft -S INPUT | grep -v WIGGLENET",
+      ]);
+    const before = await foreign();
+    await nodes[0].stopAgent();
+    await nodes[0].startAgent({ FIREWALL_BACKEND: backend });
+    await until("the agent to be in sync", () => nodes[0].agentLog().some((line) => line.msg === "in sync"), {
+      why: () => JSON.stringify(nodes[0].agentLog().slice(-2)),
+    });
+    expect(await foreign()).toBe(before);
+    expect(await lab.unreached(pods)).toEqual([]);
+    await nodes[0].namespace.run([
+      "/bin/sh",
+      "-c",
+      "for t in $(seq 0 19); do nft delete table ip foreign$t; done; iptables-nft -D INPUT -m string --string x --algo bm -m comment --comment foreign -j ACCEPT",
+    ]);
+  });
+});
