@@ -34,6 +34,11 @@ test("the name of the node is all that is needed", () => {
   expect(config()).toMatchInlineSnapshot(`
     {
       "cniConfigPath": "/etc/cni/net.d/10-wigglenet.conflist",
+      "filter": {
+        "ipv4": false,
+        "ipv6": false,
+      },
+      "firewallBackend": "auto",
       "firewallOnly": false,
       "kubeconfig": undefined,
       "linkName": "wigglenet",
@@ -42,12 +47,14 @@ test("the name of the node is all that is needed", () => {
         "ipv4": true,
         "ipv6": true,
       },
+      "masqueradeRandomFully": true,
       "nativeRouting": {
         "ipv4": false,
         "ipv6": false,
       },
       "nodeIpInterfaces": [],
       "nodeName": "node-7",
+      "nonMasqueradeCidrs": [],
       "podCidrExpression": undefined,
       "podCidrSource": {
         "ipv4": "spec",
@@ -87,6 +94,17 @@ test.each<[env: Environment, expected: Partial<Config>]>([
     { podCidrSource: { ipv4: "spec", ipv6: "file" }, podCidrSourcePath: "/etc/pod-cidrs" },
   ],
   [{ MASQUERADE_IPV6: "false" }, { masquerade: { ipv4: true, ipv6: false } }],
+  [{ MASQUERADE_RANDOM_FULLY: "0" }, { masqueradeRandomFully: false }],
+  [{ NON_MASQUERADE_CIDRS: "" }, { nonMasqueradeCidrs: [] }],
+  [
+    { NON_MASQUERADE_CIDRS: "192.168.7.9/16, 2001:DB8::/32,,10.0.0.0/8," },
+    { nonMasqueradeCidrs: ["192.168.0.0/16", "2001:db8::/32", "10.0.0.0/8"] },
+  ],
+  [{ FILTER_IPV4: "1" }, { filter: { ipv4: true, ipv6: false } }],
+  [{ FILTER_IPV6: "true" }, { filter: { ipv4: false, ipv6: true } }],
+  [{ FIREWALL_BACKEND: "nftables" }, { firewallBackend: "nftables" }],
+  [{ FIREWALL_BACKEND: "iptables" }, { firewallBackend: "iptables" }],
+  [{ FIREWALL_BACKEND: "auto" }, {}],
   [{ NATIVE_ROUTING_IPV4: "1" }, { nativeRouting: { ipv4: true, ipv6: false } }],
   [
     { FIREWALL_ONLY: "true", POD_CIDR_SOURCE_IPV4: "none", POD_CIDR_SOURCE_IPV6: "none" },
@@ -99,9 +117,8 @@ test.each<[env: Environment, expected: Partial<Config>]>([
   [{ LOG_LEVEL: "debug" }, { logLevel: "debug" }],
   [{ KUBECONFIG: "/root/.kube/config" }, { kubeconfig: "/root/.kube/config" }],
   [{ KUBECONFIG: "" }, { kubeconfig: undefined }],
-  // What cannot be done yet may be switched off, or chosen by itself.
-  [{ FILTER_IPV4: "0", FILTER_IPV6: "false", ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
-  [{ FIREWALL_BACKEND: "nftables" }, {}],
+  // What cannot be done yet may be switched off.
+  [{ ENABLE_FLOWTABLE: "false", ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
   // Others' variables are none of ours.
   [{ PATH: "/bin", WIGGLENET: "x" }, {}],
 ])("%j", (env, expected) => {
@@ -171,10 +188,22 @@ describe("mistakes: the variable, its value, what would be right", () => {
       { ENABLE_NETWORK_POLICY: "1" },
       'ENABLE_NETWORK_POLICY="1": this version cannot do that yet: unset it or set it to 0',
     ],
-    [{ FILTER_IPV6: "true" }, "this version cannot do that yet"],
+    [{ ENABLE_FLOWTABLE: "true" }, "this version cannot do that yet"],
     [{ ENABLE_FLOWTABLE: "maybe" }, "must be a boolean"],
-    [{ FIREWALL_BACKEND: "iptables" }, 'FIREWALL_BACKEND="iptables": this version knows nftables only'],
-    [{ FIREWALL_BACKEND: "nft" }, "must be one of auto, nftables, iptables"],
+    [{ FILTER_IPV4: "" }, 'FILTER_IPV4="": must be a boolean: 1, t, true, 0, f or false'],
+    [{ FILTER_IPV6: "yes" }, "must be a boolean"],
+    [{ MASQUERADE_RANDOM_FULLY: "random" }, "must be a boolean"],
+    [{ FIREWALL_BACKEND: "nft" }, 'FIREWALL_BACKEND="nft": must be one of auto, nftables, iptables'],
+    [{ FIREWALL_BACKEND: "" }, "must be one of auto, nftables, iptables"],
+    [
+      { NON_MASQUERADE_CIDRS: "10.0.0.0/8,10.1.2.3" },
+      'NON_MASQUERADE_CIDRS="10.0.0.0/8,10.1.2.3": "10.1.2.3" is not a prefix such as 192.168.0.0/16',
+    ],
+    [{ NON_MASQUERADE_CIDRS: "10.0.0.0/33" }, '"10.0.0.0/33" is not a prefix'],
+    [{ NON_MASQUERADE_CIDRS: "10.0.0.0/8 fd00::/8" }, "is not a prefix"],
+    // All: ipset has no word for it, and a switch has.
+    [{ NON_MASQUERADE_CIDRS: "0.0.0.0/0" }, '"0.0.0.0/0" is everything: set MASQUERADE_IPV4=0 instead'],
+    [{ NON_MASQUERADE_CIDRS: "fd00::/8,::/0" }, '"::/0" is everything: set MASQUERADE_IPV6=0 instead'],
   ])("%j", (env, says) => {
     const found = mistakes(env);
     expect(found).toHaveLength(1);

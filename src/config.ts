@@ -1,6 +1,6 @@
 /** The environment, read once: the only place that does. Every mistake is reported, none is replaced by a default. */
 import { readFileSync } from "node:fs";
-import { type Family, parsePrefix } from "./plan/address.ts";
+import { type Family, familyOf, lengthOf, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
@@ -84,8 +84,12 @@ export function readConfig(env: Environment): Config {
       .filter(Boolean)
       .flatMap((each) => {
         const prefix = parsePrefix(each);
+        const quoted = JSON.stringify(each);
         if (prefix === undefined)
-          wrong(name, `${JSON.stringify(each)} is not a prefix such as 192.168.0.0/16 or 2001:db8::/32`);
+          wrong(name, `${quoted} is not a prefix such as 192.168.0.0/16 or 2001:db8::/32`);
+        // An ipset cannot hold it.
+        else if (lengthOf(prefix) === 0)
+          wrong(name, `${quoted} is everything: set MASQUERADE_${familyOf(prefix).toUpperCase()}=0 instead`);
         return prefix ?? [];
       });
   const path = (name: string, fallback: string): string => {

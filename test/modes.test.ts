@@ -177,8 +177,9 @@ describe("native routing", () => {
   });
 });
 
-test("FIREWALL_ONLY: the annotations and nothing else", async () => {
-  const node = await lab.addNode({ env: { FIREWALL_ONLY: "1" } }, { agent: true });
+test("FIREWALL_ONLY: the annotations, masquerade and filter, and nothing else", async () => {
+  const env = { FIREWALL_ONLY: "1", FILTER_IPV4: "1", FILTER_IPV6: "1" };
+  const node = await lab.addNode({ env }, { agent: true });
   const cidrs = JSON.stringify(await node.podCIDRs());
   await until(
     "the annotations",
@@ -189,7 +190,6 @@ test("FIREWALL_ONLY: the annotations and nothing else", async () => {
     link: [],
     routes: [],
     wireguard: [],
-    nftables: [],
     cni: { target: undefined, content: undefined },
     annotations: {
       "wigglenet/node-ips": JSON.stringify(Object.values(node.addresses)),
@@ -199,6 +199,19 @@ test("FIREWALL_ONLY: the annotations and nothing else", async () => {
   expect(state.annotations).not.toContainKey(key);
   expect(state.rules.join("\n")).not.toContain("24601");
   expect(node.read(privateKey)).toBeUndefined();
+  // There is no tunnel that could be preferred to plaintext: masquerade, and a filter that knows nodes by address.
+  const table = state.nftables.join("\n");
+  const rulesOf = (verdict: string) => state.nftables.filter((line) => line.includes(verdict));
+  expect(table).toStartWith("table inet wigglenet");
+  expect(rulesOf("masquerade")).toHaveLength(2);
+  expect(rulesOf(" drop")).toEqual([
+    expect.stringContaining("ip daddr @own-ipv4"),
+    expect.stringContaining("ip6 daddr @own-ipv6"),
+  ]);
+  expect(rulesOf("mark set")).toEqual([]);
+  for (const own of JSON.parse(cidrs)) expect(table).toContain(own);
+  for (const other of lab.nodes.filter((each) => each !== node))
+    for (const address of Object.values(other.addresses)) expect(table).toContain(address!);
   await lab.removeNode(node);
 });
 

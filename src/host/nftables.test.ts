@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import type { Firewall } from "../plan/desired.ts";
+import { type FirewallInput, firewall } from "../plan/firewall.ts";
 import {
   diffRuleset,
   type ObservedRuleset,
@@ -8,18 +8,15 @@ import {
   ruleset,
   settledRuleset,
 } from "./nftables.ts";
+import { loaded } from "./recorded/loaded.ts";
 import listed from "./recorded/nft-table.txt";
 import edited from "./recorded/nft-table-edited.txt";
 
+type Tweak = Partial<FirewallInput>;
+
 /** What was loaded when `recorded/nft-table.txt` was listed. */
-function firewall(tweak: Partial<Firewall> = {}): Firewall {
-  return {
-    podCidrs: ["10.1.0.0/24", "10.1.1.0/24", "10.1.2.7/32", "fd00:1::/64", "fd00:1:0:1::/64"],
-    nodes: ["192.0.2.1", "2001:db8::1"],
-    marked: ["10.1.0.0/24", "fd00:1::/64"],
-    masqueraded: ["10.1.0.0/24"],
-    ...tweak,
-  };
+function desired(tweak: Tweak = {}): Ruleset {
+  return ruleset(firewall(loaded(tweak)));
 }
 
 /** What `nft -f -` reads, line by line; of a rule its text without the fingerprint. */
@@ -35,30 +32,87 @@ function lines(desired: Ruleset, observed: ObservedRuleset | undefined): string[
 }
 
 test("the table, from nothing", () => {
-  expect(lines(ruleset(firewall()), undefined).join("\n")).toMatchInlineSnapshot(`
+  expect(lines(desired(), undefined).join("\n")).toMatchInlineSnapshot(`
     "add table inet wigglenet
-    add set inet wigglenet pods-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet pods-ipv4 { 10.1.0.0/24, 10.1.1.0/24, 10.1.2.7 }
-    add set inet wigglenet nodes-ipv4 { type ipv4_addr; }
+    add set inet wigglenet own-ipv4 { type ipv4_addr; flags interval; }
+    add element inet wigglenet own-ipv4 { 10.1.0.0/24 }
+    add set inet wigglenet own-ipv6 { type ipv6_addr; flags interval; }
+    add element inet wigglenet own-ipv6 { fd00:1::/64 }
+    add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; }
+    add element inet wigglenet remote-ipv4 { 10.1.1.0/24, 10.1.2.7 }
+    add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; }
+    add element inet wigglenet remote-ipv6 { fd00:1:0:1::/64 }
+    add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; }
     add element inet wigglenet nodes-ipv4 { 192.0.2.1 }
-    add set inet wigglenet pods-ipv6 { type ipv6_addr; flags interval; }
-    add element inet wigglenet pods-ipv6 { fd00:1::/64, fd00:1:0:1::/64 }
-    add set inet wigglenet nodes-ipv6 { type ipv6_addr; }
+    add set inet wigglenet nodes-ipv6 { type ipv6_addr; flags interval; }
     add element inet wigglenet nodes-ipv6 { 2001:db8::1 }
+    add set inet wigglenet native-ipv4 { type ipv4_addr; flags interval; }
+    add set inet wigglenet native-ipv6 { type ipv6_addr; flags interval; }
+    add set inet wigglenet unencrypted-ipv4 { type ipv4_addr; flags interval; }
+    add element inet wigglenet unencrypted-ipv4 { 10.1.1.0/24 }
+    add set inet wigglenet unencrypted-ipv6 { type ipv6_addr; flags interval; }
+    add set inet wigglenet keep-ipv4 { type ipv4_addr; flags interval; }
+    add element inet wigglenet keep-ipv4 { 172.20.0.0/16 }
+    add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; }
+    add element inet wigglenet keep-ipv6 { 2001:db8:9::9 }
     add chain inet wigglenet prerouting { type filter hook prerouting priority -90; policy accept; }
-    add rule inet wigglenet prerouting ip saddr 10.1.0.0/24 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting ip saddr 10.1.0.0/24 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting ip6 saddr fd00:1::/64 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting ip6 saddr fd00:1::/64 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
-    add chain inet wigglenet postrouting { type nat hook postrouting priority 100; policy accept; }
-    add rule inet wigglenet postrouting ip saddr 10.1.0.0/24 ip daddr != @pods-ipv4 ip daddr != @nodes-ipv4 masquerade fully-random"
+    add rule inet wigglenet prerouting meta nfproto ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet prerouting meta nfproto ipv4 ip saddr @own-ipv4 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv4 ip saddr @own-ipv4 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
+    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr ::/128 accept
+    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet prerouting meta nfproto ipv6 ip6 saddr @own-ipv6 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv6 ip6 saddr @own-ipv6 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add chain inet wigglenet input { type filter hook input priority 0; policy accept; }
+    add rule inet wigglenet input meta nfproto ipv4 iifname "lo" accept
+    add rule inet wigglenet input meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 counter drop
+    add rule inet wigglenet input meta nfproto ipv4 ip saddr @unencrypted-ipv4 accept
+    add rule inet wigglenet input meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 counter drop
+    add rule inet wigglenet input meta nfproto ipv6 iifname "lo" accept
+    add rule inet wigglenet input meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 counter drop
+    add rule inet wigglenet input meta nfproto ipv6 ip6 saddr @unencrypted-ipv6 accept
+    add rule inet wigglenet input meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 counter drop
+    add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
+    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct state established,related accept
+    add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct status & dnat != 0 accept
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" ip daddr @own-ipv4 accept
+    add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct state established,related accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct status & dnat != 0 accept
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 1 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 2 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 3 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 4 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 128 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 129 accept
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "wigglenet" ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 counter drop
+    add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction reply ct status & dnat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction original ct status & snat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction reply ct status & dnat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction original ct status & snat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter drop
+    add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
+    add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random"
   `);
 });
 
 describe("what nft listed", () => {
   test("of what was loaded: nothing is left to do", () => {
-    expect(parseRuleset(listed)).toEqual(settledRuleset(ruleset(firewall())));
-    expect(diffRuleset(ruleset(firewall()), parseRuleset(listed))).toEqual([]);
+    expect(parseRuleset(listed)).toEqual(settledRuleset(desired()));
+    expect(diffRuleset(desired(), parseRuleset(listed))).toEqual([]);
   });
 
   test("the order of a listing is the kernel's", () => {
@@ -66,26 +120,28 @@ describe("what nft listed", () => {
     const [first, ...others] = nftables.filter((entry: object) => !("rule" in entry));
     const rules = nftables.filter((entry: object) => "rule" in entry);
     const shuffled = JSON.stringify({ nftables: [first, ...others.reverse(), ...rules] });
-    expect(diffRuleset(ruleset(firewall()), parseRuleset(shuffled))).toEqual([]);
+    expect(diffRuleset(desired(), parseRuleset(shuffled))).toEqual([]);
   });
 
   test("of one that was edited by hand: made anew in one transaction", () => {
     const observed = parseRuleset(edited);
-    expect(observed.sets["pods-ipv4"]?.elements).toContain("10.9.0.5-10.9.0.9");
+    expect(observed.sets["remote-ipv4"]?.elements).toContain("10.9.0.5-10.9.0.9");
     expect(observed.sets["nodes-ipv4"]?.elements).toContain("192.0.2.9");
     expect(observed.chains.prerouting?.spec).toBe("type filter hook prerouting priority -90; policy drop");
     expect(observed.chains.prerouting?.fingerprints).toContain("");
     expect(observed.others).toEqual(["map"]);
-    const [first, ...rest] = lines(ruleset(firewall()), observed);
+    const [first, ...rest] = lines(desired(), observed);
     expect(first).toBe("delete table inet wigglenet");
-    expect(rest).toEqual(lines(ruleset(firewall()), undefined));
+    expect(rest).toEqual(lines(desired(), undefined));
   });
 });
 
 describe("desired and observed → transaction", () => {
-  const settled = (tweak: Partial<Firewall> = {}) => settledRuleset(ruleset(firewall(tweak)));
-  const pods = (...podCidrs: string[]) => ({ podCidrs });
-  test.each<[title: string, desired: Partial<Firewall>, observed: ObservedRuleset, lines: string[]]>([
+  const settled = (tweak: Tweak = {}) => settledRuleset(desired(tweak));
+  const pods = (...remotePodCidrs: string[]) => ({ remotePodCidrs });
+  const masquerade = (rest = " fully-random") =>
+    `add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade${rest}`;
+  test.each<[title: string, tweak: Tweak, observed: ObservedRuleset, lines: string[]]>([
     ["nothing changed", {}, settled(), []],
     [
       "a node joins",
@@ -105,15 +161,15 @@ describe("desired and observed → transaction", () => {
       pods("10.1.0.0/23"),
       settled(pods("10.1.0.0/24", "10.1.1.0/24")),
       [
-        "delete element inet wigglenet pods-ipv4 { 10.1.0.0/24, 10.1.1.0/24 }",
-        "add element inet wigglenet pods-ipv4 { 10.1.0.0/23 }",
+        "delete element inet wigglenet remote-ipv4 { 10.1.0.0/24, 10.1.1.0/24 }",
+        "add element inet wigglenet remote-ipv4 { 10.1.0.0/23 }",
       ],
     ],
     [
       "of one address, as nft lists it",
       pods("10.1.2.7/32", "fd00::9/128"),
       settled(pods("10.1.2.7/32")),
-      ["add element inet wigglenet pods-ipv6 { fd00::9 }"],
+      ["add element inet wigglenet remote-ipv6 { fd00::9 }"],
     ],
     [
       "a set was flushed",
@@ -121,51 +177,54 @@ describe("desired and observed → transaction", () => {
       {
         ...settled(pods("10.1.0.0/24")),
         sets: {
-          ...settled().sets,
-          "pods-ipv4": { spec: "type ipv4_addr; flags interval", elements: [] },
-          "pods-ipv6": { spec: "type ipv6_addr; flags interval", elements: [] },
+          ...settled(pods("10.1.0.0/24")).sets,
+          "remote-ipv4": { spec: "type ipv4_addr; flags interval", elements: [] },
         },
       },
-      ["add element inet wigglenet pods-ipv4 { 10.1.0.0/24 }"],
+      ["add element inet wigglenet remote-ipv4 { 10.1.0.0/24 }"],
     ],
     [
       "masquerade is switched off",
-      { masqueraded: [] },
+      { masquerade: { ipv4: false, ipv6: false } },
       settled(),
-      ["flush chain inet wigglenet postrouting"],
+      ["flush chain inet wigglenet srcnat"],
     ],
     [
-      "another own pod CIDR: rules are replaced",
-      { masqueraded: ["10.2.0.0/24"] },
+      "of one family alone, and not at random: rules are replaced",
+      { masquerade: { ipv4: true, ipv6: false }, masqueradeRandomFully: false },
+      settled(),
+      ["flush chain inet wigglenet srcnat", masquerade("")],
+    ],
+    [
+      "another own pod CIDR: no rule changes",
+      { ownPodCidrs: ["10.2.0.0/24", "fd00:1::/64"] },
       settled(),
       [
-        "flush chain inet wigglenet postrouting",
-        "add rule inet wigglenet postrouting ip saddr 10.2.0.0/24 ip daddr != @pods-ipv4 ip daddr != @nodes-ipv4 masquerade fully-random",
+        "delete element inet wigglenet own-ipv4 { 10.1.0.0/24 }",
+        "add element inet wigglenet own-ipv4 { 10.2.0.0/24 }",
       ],
     ],
     [
       "a chain was flushed",
-      {},
+      { masquerade: { ipv4: true, ipv6: false } },
       {
         ...settled(),
         chains: {
           ...settled().chains,
-          postrouting: { spec: "type nat hook postrouting priority 100; policy accept", fingerprints: [] },
+          srcnat: { spec: "type nat hook postrouting priority 100; policy accept", fingerprints: [] },
         },
       },
-      [
-        "add rule inet wigglenet postrouting ip saddr 10.1.0.0/24 ip daddr != @pods-ipv4 ip daddr != @nodes-ipv4 masquerade fully-random",
-      ],
+      [masquerade()],
     ],
-  ])("%s", (_, desired, observed, expected) => {
-    expect(lines(ruleset(firewall(desired)), observed)).toEqual(expected);
+  ])("%s", (_, tweak, observed, expected) => {
+    expect(lines(desired(tweak), observed)).toEqual(expected);
   });
 
   const structure = settled();
   test.each<[title: string, observed: ObservedRuleset]>([
     [
       "a set of another type",
-      { ...structure, sets: { ...structure.sets, "pods-ipv4": { spec: "type ipv4_addr", elements: [] } } },
+      { ...structure, sets: { ...structure.sets, "own-ipv4": { spec: "type ipv4_addr", elements: [] } } },
     ],
     ["a set less", { ...structure, sets: Object.fromEntries(Object.entries(structure.sets).slice(1)) }],
     [
@@ -192,22 +251,22 @@ describe("desired and observed → transaction", () => {
         ...structure,
         chains: {
           ...structure.chains,
-          postrouting: { spec: "type nat hook postrouting priority 100; policy drop", fingerprints: [] },
+          srcnat: { spec: "type nat hook postrouting priority 100; policy drop", fingerprints: [] },
         },
       },
     ],
     ["a map", { ...structure, others: ["map"] }],
   ])("another structure is made anew: %s", (_, observed) => {
-    expect(lines(ruleset(firewall()), observed)).toEqual([
+    expect(lines(desired(), observed)).toEqual([
       "delete table inet wigglenet",
-      ...lines(ruleset(firewall()), undefined),
+      ...lines(desired(), undefined),
     ]);
   });
 
   test("5,000 nodes are one transaction, and one more is one line", () => {
     const nodes = Array.from({ length: 5_000 }, (_, n) => `172.16.${n >> 8}.${n & 255}`);
-    expect(diffRuleset(ruleset(firewall({ nodes })), undefined)).toHaveLength(1);
-    const one = lines(ruleset(firewall({ nodes: [...nodes, "192.0.2.1"] })), settled({ nodes }));
+    expect(diffRuleset(desired({ nodes }), undefined)).toHaveLength(1);
+    const one = lines(desired({ nodes: [...nodes, "192.0.2.1"] }), settled({ nodes }));
     expect(one).toEqual(["add element inet wigglenet nodes-ipv4 { 192.0.2.1 }"]);
   });
 });

@@ -14,6 +14,7 @@ function node(name: string, claims: string[] = [], tweak: Partial<NodeRecord> = 
     podCidrs: claims.filter((claim) => claim.includes("/")),
     addresses,
     endpoints: addresses,
+    clearToNodes: false,
     problems: [],
     ...tweak,
   };

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Desired, type PlanInput, plan, type Route } from "./desired.ts";
+import type { Firewall, Rule } from "./firewall.ts";
 import type { NodeRecord } from "./node.ts";
 import { podRange } from "./pods.ts";
 
@@ -14,6 +15,7 @@ function node(n: number, tweak: Partial<NodeRecord> = {}): NodeRecord {
     podCidrs: [`10.1.${n}.0/24`, `fd00:1:0:${n}::/64`],
     addresses,
     endpoints: addresses,
+    clearToNodes: false,
     problems: [],
     ...tweak,
   };
@@ -51,7 +53,11 @@ function input({ own, settings, standing, ...rest }: Tweak = {}): PlanInput {
       port: 24601,
       tunnelFamilies: ["ipv4", "ipv6"],
       nativeRouting: { ipv4: false, ipv6: false },
+      linkName: "wigglenet",
       masquerade: { ipv4: true, ipv6: true },
+      masqueradeRandomFully: true,
+      nonMasqueradeCidrs: [],
+      filter: { ipv4: false, ipv6: false },
       ...settings,
     },
     underlayMtu: 1500,
@@ -88,29 +94,29 @@ const native = (...families: ("ipv4" | "ipv6")[]) => ({
 });
 
 test("two nodes, dual-stack: all of it", () => {
-  const { cni, ...rest } = plan(input());
+  const { cni, firewall, ...rest } = plan(input());
+  // Its rules have tests of their own.
+  expect(firewall.sets).toMatchInlineSnapshot(`
+    {
+      "keep": [],
+      "native": [],
+      "nodes": [
+        "192.0.2.1",
+        "2001:db8::1",
+      ],
+      "own": [
+        "10.1.0.0/24",
+        "fd00:1::/64",
+      ],
+      "remote": [
+        "10.1.1.0/24",
+        "fd00:1:0:1::/64",
+      ],
+      "unencrypted": [],
+    }
+  `);
   expect(rest).toMatchInlineSnapshot(`
     {
-      "firewall": {
-        "marked": [
-          "10.1.0.0/24",
-          "fd00:1::/64",
-        ],
-        "masqueraded": [
-          "10.1.0.0/24",
-          "fd00:1::/64",
-        ],
-        "nodes": [
-          "192.0.2.1",
-          "2001:db8::1",
-        ],
-        "podCidrs": [
-          "10.1.0.0/24",
-          "10.1.1.0/24",
-          "fd00:1::/64",
-          "fd00:1:0:1::/64",
-        ],
-      },
       "link": {
         "addresses": [
           "10.1.0.1/32",
@@ -390,9 +396,15 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     mtu: link?.mtu,
     addresses: link?.addresses,
     rules: ruleFamilies,
-    ...firewall,
+    ...firewall.sets,
+    marked: familiesOf(firewall, "mark"),
+    dropped: familiesOf(firewall, "drop"),
+    masqueraded: familiesOf(firewall, "masquerade-random", "masquerade"),
     cniMtu: cni === undefined ? undefined : JSON.parse(cni).plugins[0].mtu,
   });
+  const familiesOf = ({ rules }: Firewall, ...verdicts: Rule["verdict"][]) => [
+    ...new Set(rules.filter((rule) => verdicts.includes(rule.verdict)).map((rule) => rule.family)),
+  ];
   test.each<[title: string, Tweak, expected: object]>([
     [
       "1500",
@@ -409,7 +421,16 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     [
       "both routed natively: no link, no overhead",
       native("ipv4", "ipv6"),
-      { mtu: undefined, cniMtu: 1500, rules: [], nodes: [], marked: [] },
+      {
+        mtu: undefined,
+        cniMtu: 1500,
+        rules: [],
+        nodes: [],
+        native: ["192.0.2.1", "2001:db8::1"],
+        marked: [],
+        dropped: [],
+        masqueraded: ["ipv4", "ipv6"],
+      },
     ],
     [
       "IPv4 routed natively",
@@ -419,23 +440,21 @@ describe("link, rules, MTU, firewall, CNI file", () => {
         addresses: ["fd00:1::1/128"],
         rules: ["ipv6"],
         nodes: ["2001:db8::1"],
-        marked: ["fd00:1::/64"],
-        masqueraded: ["10.1.0.0/24", "fd00:1::/64"],
+        native: ["192.0.2.1"],
+        marked: ["ipv6"],
+        dropped: ["ipv6"],
+        masqueraded: ["ipv4", "ipv6"],
       },
     ],
     [
       "all pod CIDRs are known to the firewall, of nodes without a key too",
       { nodes: [node(1), keyless(2)] },
       {
-        podCidrs: [
-          "10.1.0.0/24",
-          "10.1.1.0/24",
-          "10.1.2.0/24",
-          "fd00:1::/64",
-          "fd00:1:0:1::/64",
-          "fd00:1:0:2::/64",
-        ],
+        own: ["10.1.0.0/24", "fd00:1::/64"],
+        remote: ["10.1.1.0/24", "10.1.2.0/24", "fd00:1:0:1::/64", "fd00:1:0:2::/64"],
         nodes: ["192.0.2.1", "2001:db8::1"],
+        native: [],
+        unencrypted: [],
       },
     ],
     [
@@ -443,17 +462,37 @@ describe("link, rules, MTU, firewall, CNI file", () => {
       // annotation would have stopped the firewall and the CNI file of all.
       "a node's pod CIDRs one inside the other",
       { nodes: [node(1, { podCidrs: ["10.2.0.0/16", "10.2.0.0/24", "10.2.9.0/24", "10.3.0.0/24"] })] },
-      { podCidrs: ["10.1.0.0/24", "10.2.0.0/16", "10.3.0.0/24", "fd00:1::/64"] },
+      { own: ["10.1.0.0/24", "fd00:1::/64"], remote: ["10.2.0.0/16", "10.3.0.0/24"] },
+    ],
+    [
+      "a node whose agent is of the other kind",
+      { nodes: [node(1, { clearToNodes: true, podCidrs: ["10.2.0.0/16", "10.2.9.0/24"] }), node(2)] },
+      { unencrypted: ["10.2.0.0/16"] },
+    ],
+    [
+      "what is not masqueraded, one inside the other",
+      { settings: { nonMasqueradeCidrs: ["172.16.9.0/24", "2001:db8::/32", "172.16.0.0/12"] } },
+      { keep: ["172.16.0.0/12", "2001:db8::/32"] },
+    ],
+    [
+      "a node behind 1:1 NAT: its endpoint is no address behind the tunnel",
+      { nodes: [node(1, { addresses: [], endpoints: ["203.0.113.1"] })] },
+      { nodes: [], native: [] },
+    ],
+    [
+      "filter, routed natively",
+      { settings: { ...native("ipv4", "ipv6").settings, filter: { ipv4: false, ipv6: true } } },
+      { dropped: ["ipv6"], marked: [] },
     ],
     [
       "no masquerade",
       { settings: { masquerade: { ipv4: true, ipv6: false } } },
-      { masqueraded: ["10.1.0.0/24"], marked: ["10.1.0.0/24", "fd00:1::/64"] },
+      { masqueraded: ["ipv4"], marked: ["ipv4", "ipv6"] },
     ],
     [
       "no pod CIDR yet: no CNI file, so no pod starts",
       { own: { podRanges: [] } },
-      { cniMtu: undefined, addresses: [], marked: [] },
+      { cniMtu: undefined, addresses: [], own: [] },
     ],
   ])("%s", (_, tweak, expected) => {
     expect(pick(plan(input(tweak)))).toMatchObject(expected);

@@ -144,7 +144,7 @@ export function plan(input: PlanInput): Desired {
       tunnelled,
       masquerade: settings.masquerade,
       masqueradeRandomFully: settings.masqueradeRandomFully,
-      nonMasqueradeCidrs: settings.nonMasqueradeCidrs,
+      nonMasqueradeCidrs: outermost(settings.nonMasqueradeCidrs),
       filter: settings.filter,
     }),
     cni: own.podRanges.length > 0 ? cniConfig(own.podRanges, mtu) : undefined,

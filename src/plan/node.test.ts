@@ -57,6 +57,7 @@ describe("a node of our kind, by its annotations alone", () => {
       podCidrs: ["10.1.7.0/24", "fd00:1:0:7::/64"],
       addresses: ["192.0.2.7", "2001:db8::7"],
       endpoints: ["192.0.2.7", "2001:db8::7", "203.0.113.7"],
+      clearToNodes: false,
       problems: [],
     });
   });
@@ -271,6 +272,21 @@ describe("a node of the other kind, by its whole Node", () => {
     expect(fromNode(node)).toMatchObject({ ...expected, problems: [] });
   });
 
+  // The Go implementation has the tunnel's routes for pods, and none for nodes.
+  test.each<[title: string, node: NodeObject, expected: boolean]>([
+    ["a key: its agent is of the other kind", goNode(), true],
+    [
+      "moved back from ours, whose wigglenet/agent is still there",
+      { metadata: metadata({ "wigglenet/node-ips": "[]" }) },
+      true,
+    ],
+    ["no key yet: no agent ran", goNode({ "wigglenet/public-key": undefined }), false],
+    ["a key that is none", goNode({ "wigglenet/public-key": "no key" }), false],
+    ["no annotations at all", { ...goNode(), metadata: { name: "node-7" } }, false],
+  ])("whether its pods' packets to nodes are in the clear: %s", (_, node, expected) => {
+    expect(fromNode(node).clearToNodes).toBe(expected);
+  });
+
   test("malformed pod-cidrs cost it its key, and the spec's pod CIDRs are not sent in the clear", () => {
     const record = fromNode(goNode({ "wigglenet/pod-cidrs": "[7]" }));
     expect(record).toMatchObject({ podCidrs: ["10.1.7.0/24", "fd00:1:0:7::/64"] });
@@ -364,6 +380,7 @@ describe("properties", () => {
             podCidrs: [...podCidrs].sort(),
             addresses: [...addresses].sort(),
             endpoints,
+            clearToNodes: false,
             problems: [],
           });
           expect(record.podCidrs.map(familyOf).join()).toMatch(/^(ipv4,?)*(ipv6,?)*$/);
