@@ -84,7 +84,9 @@ interface ChainListing {
  */
 export function parseClosed(output: string): string[] {
   return (JSON.parse(output) as ChainListing).nftables.flatMap(({ chain }) => {
-    if (chain === undefined || (chain.hook !== "input" && chain.hook !== "forward")) return [];
+    // A bridge has a forward hook too, and ARP an input.
+    if (chain === undefined || !/^(ip6?|inet) (input|forward)$/.test(`${chain.family} ${chain.hook}`))
+      return [];
     const closes = chain.policy === "drop" || chain.table === "firewalld";
     return closes && chain.table !== "wigglenet" ? [`${chain.family} ${chain.table} ${chain.name}`] : [];
   });

@@ -257,7 +257,9 @@ async function answer(output: Promise<string>): Promise<string | "absent" | "no 
     return await output;
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;
-    if (/No chain|does not exist|Couldn't load target/.test(error.stderr)) return "absent";
+    // Without the program, or its part of the kernel, there is nothing of ours; what needs them fails at the change.
+    if (/No chain|does not exist|Couldn't load target|cannot start|Cannot open session/.test(error.stderr))
+      return "absent";
     if (/Bad rule/.test(error.stderr)) return "no rule";
     throw error;
   }

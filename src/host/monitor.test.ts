@@ -1,7 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import type { Route } from "../plan/desired.ts";
-import { classify, type Expectation, expectation, type Signal } from "./monitor.ts";
+import { classify, type Expectation, expectation, type Signal, transactionReader } from "./monitor.ts";
 import recorded from "./recorded/ip-monitor.txt";
+import recordedNft from "./recorded/nft-monitor.txt";
 
 const unreachable = (prefix: string): Route => ({ type: "unreachable", prefix });
 const tunnel = (prefix: string, table: "main" | "24601" = "main"): Route => ({
@@ -117,4 +118,76 @@ test.each<[title: string, line: string]>([
   ["what ip says when it loses messages", "netlink receive error No buffer space available (105)"],
 ])("nothing: %s", (_, line) => {
   expect(classify(line, following)).toBe("none");
+});
+
+describe("nft monitor: transactions that may have touched something of ours", () => {
+  /** How many of these lines' transactions are told of. */
+  function told(text: string): number {
+    let count = 0;
+    const read = transactionReader(() => count++);
+    for (const line of text.split("\n")) read(line);
+    return count;
+  }
+
+  /** By its number, a transaction that was recorded; of a long one the first lines. */
+  const transactions = new Map(
+    [...recordedNft.matchAll(/(?:^(?!#).*\n)*# new generation (\d+) .*\n/gm)].map(([text, number]) => [
+      Number(number),
+      text,
+    ]),
+  );
+
+  test.each<[title: string, generation: number, told: boolean]>([
+    // Own writes are told too: only their number tells them from others'.
+    ["the table is made", 2, true],
+    ["an element comes", 3, true],
+    ["an element goes", 4, true],
+    ["a set is flushed", 5, true],
+    ["a chain's policy is changed", 6, true],
+    ["a rule is inserted", 7, true],
+    ["a chain is flushed", 8, true],
+    ["a map is added", 9, true],
+    ["the table is made anew", 10, true],
+    ["and an element comes to that", 11, true],
+    ["the table is deleted", 31, true],
+    ["our chains by iptables-nft", 18, true],
+    ["by ip6tables-nft", 22, true],
+    ["a jump to one of them is deleted", 23, true],
+    ["one of them is flushed", 24, true],
+    ["one of them in another table", 25, true],
+    // ufw is enabled, Docker starts: pods are cut off until it is seen.
+    ["the policy of FORWARD is changed", 26, true],
+    ["kube-proxy's table, and a comment with our name", 13, false],
+    ["a table whose name begins with ours", 14, false],
+    ["others' chains by iptables-nft", 15, false],
+    ["others' rules in a chain of their own", 28, false],
+    ["and such a rule is deleted", 29, false],
+    ["an element of another's set", 30, false],
+  ])("%s", (_, generation, expected) => {
+    expect(told(transactions.get(generation) ?? "")).toBe(expected ? 1 : 0);
+  });
+
+  test("each of the recorded ones by itself, and none twice", () => {
+    expect(transactions.size).toBe(30);
+    const each = [...transactions.values()].map(told);
+    expect(told(recordedNft)).toBe(each.reduce((sum, count) => sum + count));
+    expect(told(`${recordedNft}${recordedNft}`)).toBe(2 * told(recordedNft));
+  });
+
+  test.each<[title: string, text: string, told: number]>([
+    ["nothing in it", "# new generation 7 by process 1 (nft)\n", 0],
+    ["not at its end yet", "add table inet wigglenet\n", 0],
+    [
+      "elements of a set that nft lost sight of",
+      "W: Received event for an unknown set.\n# new generation 7 by process 1 (nft)\n",
+      1,
+    ],
+    [
+      "what nft says of others' rules",
+      "XT target MASQUERADE not found\n# new generation 7 by process 1 (nft)\n",
+      0,
+    ],
+  ])("%s", (_, text, expected) => {
+    expect(told(text)).toBe(expected);
+  });
 });

@@ -71,10 +71,17 @@ function place(table: string, prefix: string, unreachable: boolean): string {
   return `${table} ${prefix} ${unreachable}`;
 }
 
-// By name; elements of a set that this nft lost sight of, as when its table was made anew; and what may have been one
-// of the jumps to our chains, as a deletion tells but a handle.
-const ofOurs =
-  /\binet wigglenet\b|\bWIGGLENET-|unknown set|^delete rule ip6? (filter|mangle|nat) (INPUT|FORWARD|PREROUTING|POSTROUTING)\b/;
+const ofOurs = new RegExp(
+  [
+    "\\binet wigglenet\\b|\\bWIGGLENET-",
+    // Elements of a set that this nft lost sight of, as when its table was made anew.
+    "unknown set",
+    // A jump to one of our chains, possibly: a deletion tells but a handle.
+    "^delete rule ip6? (filter|mangle|nat) (INPUT|FORWARD|PREROUTING|POSTROUTING)\\b",
+    // Its policy.
+    "^add chain ip6? filter FORWARD\\b",
+  ].join("|"),
+);
 
 /**
  * Reads `nft monitor`, which ends each transaction with the number of the new generation, and tells of each one that

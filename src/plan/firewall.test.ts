@@ -1,0 +1,223 @@
+import { describe, expect, test } from "bun:test";
+import { type Family, families } from "./address.ts";
+import {
+  type Conditions,
+  type Firewall,
+  type FirewallInput,
+  firewall,
+  type Hook,
+  type Rule,
+} from "./firewall.ts";
+
+const none = { ipv4: false, ipv6: false };
+
+/** A node of a dual-stack cluster with a tunnel; masquerade and filter are off. */
+function input(tweak: Partial<FirewallInput> = {}): FirewallInput {
+  return {
+    link: "wigglenet",
+    ownPodCidrs: ["10.1.0.0/24", "fd00:1::/64"],
+    remotePodCidrs: ["10.1.1.0/24", "fd00:1:0:1::/64"],
+    nodes: ["192.0.2.1", "2001:db8::1"],
+    native: [],
+    unencrypted: [],
+    tunnelled: ["ipv4", "ipv6"],
+    masquerade: none,
+    masqueradeRandomFully: true,
+    nonMasqueradeCidrs: [],
+    filter: none,
+    ...tweak,
+  };
+}
+
+/** A rule in a line: `forward: to @own, from @remote: pass`. */
+function line({ hook, match, verdict }: Rule): string {
+  const conditions = Object.entries(match).map(([name, value]) =>
+    value === true ? name : `${name} ${value}`,
+  );
+  return `${hook}: ${conditions.join(", ")}: ${verdict}`;
+}
+
+function linesOf({ rules }: Firewall, family: Family, hook?: Hook): string[] {
+  return rules
+    .filter((rule) => rule.family === family && (hook === undefined || rule.hook === hook))
+    .map(line);
+}
+
+test("a tunnel without masquerade and filter: marks, and nothing in the clear", () => {
+  expect(linesOf(firewall(input()), "ipv4").join("\n")).toMatchInlineSnapshot(`
+    "prerouting: in veth+, notFrom @own, spoofed: drop
+    postrouting: to @remote, notOut wigglenet: drop
+    forward: from @remote, notIn wigglenet: drop
+    forward: from @own, notIn veth+: drop
+    postrouting: from @own, to @nodes, direction reply, destinationTranslated: pass
+    postrouting: from @own, to @nodes, direction original, sourceTranslated: pass
+    postrouting: from @own, to @nodes, notOut wigglenet: drop
+    input: in lo: pass
+    input: from @own, notIn veth+: drop
+    input: from @unencrypted: pass
+    input: from @remote, notIn wigglenet: drop
+    prerouting: from @own, direction original, sourceTranslated false: mark
+    prerouting: from @own, direction reply, destinationTranslated false: mark"
+  `);
+});
+
+test("IPv6 differs from it by neighbour discovery alone", () => {
+  const all = firewall(input());
+  const [first, second, ...rest] = linesOf(all, "ipv6");
+  expect([first, second]).toEqual([
+    "prerouting: in veth+, from fe80::/10: pass",
+    "prerouting: in veth+, from ::/128: pass",
+  ]);
+  expect(rest).toEqual(linesOf(all, "ipv4"));
+});
+
+test("a tunnel of another name", () => {
+  const text = JSON.stringify(firewall(input({ link: "wg7", filter: { ipv4: true, ipv6: true } })));
+  expect(text).toContain(`"wg7"`);
+  expect(text).not.toContain(`"wigglenet"`);
+});
+
+describe("what the filter adds, at forward", () => {
+  const added = (family: Family, tweak: Partial<FirewallInput> = {}) => {
+    const before = linesOf(firewall(input(tweak)), family);
+    const after = linesOf(firewall(input({ ...tweak, filter: { ...none, [family]: true } })), family);
+    // A guard drops before a filter lets pass.
+    expect(after.slice(0, before.length)).toEqual(before);
+    return after.slice(before.length).join("\n");
+  };
+
+  test("IPv4", () => {
+    expect(added("ipv4")).toMatchInlineSnapshot(`
+      "forward: to @own, established: pass
+      forward: to @own, destinationTranslated: pass
+      forward: to @own, in veth+: pass
+      forward: to @own, in wigglenet: pass
+      forward: to @own: drop"
+    `);
+  });
+
+  test("IPv6: the errors of RFC 4890, and echo", () => {
+    expect(added("ipv6")).toMatchInlineSnapshot(`
+      "forward: to @own, established: pass
+      forward: to @own, destinationTranslated: pass
+      forward: to @own, in veth+: pass
+      forward: to @own, icmpv6 1: pass
+      forward: to @own, icmpv6 2: pass
+      forward: to @own, icmpv6 3: pass
+      forward: to @own, icmpv6 4: pass
+      forward: to @own, icmpv6 128: pass
+      forward: to @own, icmpv6 129: pass
+      forward: to @own, in wigglenet: pass
+      forward: to @own: drop"
+    `);
+  });
+
+  test("routed natively: nodes and their pods by address", () => {
+    expect(added("ipv4", { tunnelled: ["ipv6"], native: ["192.0.2.1"] })).toMatchInlineSnapshot(`
+      "forward: to @own, established: pass
+      forward: to @own, destinationTranslated: pass
+      forward: to @own, in veth+: pass
+      forward: to @own, from @remote: pass
+      forward: to @own, from @native: pass
+      forward: to @own: drop"
+    `);
+  });
+
+  test("of one family, and the other has none", () => {
+    expect(linesOf(firewall(input({ filter: { ...none, ipv6: true } })), "ipv4")).toEqual(
+      linesOf(firewall(input()), "ipv4"),
+    );
+  });
+});
+
+const notTo = "notTo @own,@remote,@nodes,@keep";
+test.each<[title: string, tweak: Partial<FirewallInput>, ipv4: string[], ipv6: string[]]>([
+  ["off", {}, [], []],
+  [
+    "both",
+    { masquerade: { ipv4: true, ipv6: true } },
+    [`srcnat: from @own, ${notTo}: masquerade-random`],
+    [`srcnat: from @own, ${notTo}: masquerade-random`],
+  ],
+  [
+    "IPv4 alone, ports kept where they are free",
+    { masquerade: { ipv4: true, ipv6: false }, masqueradeRandomFully: false },
+    [`srcnat: from @own, ${notTo}: masquerade`],
+    [],
+  ],
+  [
+    "routed natively",
+    { tunnelled: [], masquerade: { ipv4: false, ipv6: true } },
+    [],
+    [`srcnat: from @own, ${notTo}: masquerade-random`],
+  ],
+])("masquerade: %s", (_, tweak, ipv4, ipv6) => {
+  const all = firewall(input(tweak));
+  expect([linesOf(all, "ipv4", "srcnat"), linesOf(all, "ipv6", "srcnat")]).toEqual([ipv4, ipv6]);
+});
+
+test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family, string[]>]>([
+  ["both tunnelled", {}, { ipv4: ["mark", "drop", "pass"], ipv6: ["mark", "drop", "pass"] }],
+  ["IPv6 alone", { tunnelled: ["ipv6"] }, { ipv4: [], ipv6: ["mark", "drop", "pass"] }],
+  ["both routed natively, or FIREWALL_ONLY", { tunnelled: [] }, { ipv4: [], ipv6: [] }],
+  [
+    "routed natively, with a filter",
+    { tunnelled: [], filter: { ipv4: true, ipv6: true } },
+    { ipv4: ["drop", "pass"], ipv6: ["drop", "pass"] },
+  ],
+  [
+    "routed natively, with masquerade",
+    { tunnelled: [], masquerade: { ipv4: true, ipv6: false } },
+    { ipv4: ["masquerade-random"], ipv6: [] },
+  ],
+])("what is done with packets: %s", (_, tweak, expected) => {
+  const { rules } = firewall(input(tweak));
+  for (const family of families) {
+    const verdicts = rules.filter((rule) => rule.family === family).map((rule) => rule.verdict as string);
+    expect([...new Set(verdicts)].sort()).toEqual([...expected[family]].sort());
+  }
+});
+
+describe("sets", () => {
+  test("hold what is given, once, IPv4 first, in the order of numbers", () => {
+    const { sets } = firewall(
+      input({
+        nodes: ["2001:db8::2", "192.0.2.10", "192.0.2.9", "192.0.2.10"],
+        native: ["192.0.2.7", "192.0.2.7"],
+        unencrypted: ["fd00:9::/64", "10.9.0.0/24"],
+        nonMasqueradeCidrs: ["2001:db8::/32", "172.16.0.0/12"],
+      }),
+    );
+    expect(sets).toEqual({
+      own: ["10.1.0.0/24", "fd00:1::/64"],
+      remote: ["10.1.1.0/24", "fd00:1:0:1::/64"],
+      nodes: ["192.0.2.9", "192.0.2.10", "2001:db8::2"],
+      native: ["192.0.2.7"],
+      unencrypted: ["10.9.0.0/24", "fd00:9::/64"],
+      keep: ["172.16.0.0/12", "2001:db8::/32"],
+    });
+  });
+
+  // The cost of a node that comes is a member of a set.
+  test.each<[title: string, tweak: Partial<FirewallInput>]>([
+    ["a node joins", { nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] }],
+    ["no other node", { nodes: [], remotePodCidrs: [] }],
+    ["another pod CIDR of our own", { ownPodCidrs: ["10.7.0.0/24"] }],
+    ["a node of the other kind", { unencrypted: ["10.1.1.0/24"] }],
+    ["other nodes' addresses", { native: ["192.0.2.1"] }],
+    ["prefixes that are not masqueraded", { nonMasqueradeCidrs: ["172.16.0.0/12"] }],
+  ])("%s: no rule changes", (_, tweak) => {
+    const on = { ipv4: true, ipv6: true };
+    const made = (more: Partial<FirewallInput>) => firewall(input({ filter: on, masquerade: on, ...more }));
+    expect(made(tweak).rules).toEqual(made({}).rules);
+    expect(made(tweak).sets).not.toEqual(made({}).sets);
+  });
+});
+
+test("a rule names sets, links and ranges of the protocols, never an address of the cluster", () => {
+  const on = { ipv4: true, ipv6: true };
+  const addresses = ({ from, to, notFrom, notTo = [] }: Conditions) => [from, to, notFrom, ...notTo];
+  const { rules } = firewall(input({ filter: on, masquerade: on }));
+  const named = new Set(rules.flatMap(({ match }) => addresses(match)).filter((each) => each !== undefined));
+  expect([...named].filter((each) => !each.startsWith("@")).sort()).toEqual(["::/128", "fe80::/10"]);
+});
