@@ -262,7 +262,8 @@ export class Host {
   }
 
   async #applyFirewall(firewall: Firewall): Promise<true> {
-    const backend = this.#backend ?? (await chooseBackend(this.#config.firewallBackend));
+    this.#backend ??= await chooseBackend(this.#config.firewallBackend);
+    const backend = this.#backend;
     const observed = this.#firewall ?? (await observeFirewall());
     this.#firewall = undefined;
     this.#warnOf(observed.closed);
