@@ -33,7 +33,7 @@ function changes(node: LightNode): Record<string, unknown>[] {
 /** Does a harm and waits for its repair: what came before has been seen by then. The commands since. */
 async function afterNextRepair(node: LightNode, since: number): Promise<unknown[]> {
   const healthy = await stateOf(node);
-  const harm = node === told ? "ip route flush table 24601" : "nft flush set inet wigglenet pods-ipv4";
+  const harm = node === told ? "ip route flush table 24601" : "nft flush set inet wigglenet remote-ipv4";
   await node.$`/bin/sh -ec ${harm}`;
   await until(
     "the repair",
@@ -70,7 +70,7 @@ test.each(["told", "looking"])("what is not ours is left alone, by the one that 
   const before = await others();
   expect(before.join("\n")).toContain("198.51.100.200/32");
   const lines = await afterNextRepair(node, since);
-  expect(lines.filter((line) => !/24601|pods-ipv4/.test(String(line)))).toEqual([]);
+  expect(lines.filter((line) => !/24601|remote-ipv4/.test(String(line)))).toEqual([]);
   expect(await others()).toEqual(before);
 });
 
