@@ -160,14 +160,18 @@ describe("an address that nobody has", () => {
   /** ICMP says so at once, and nothing with that address crosses the underlay in the clear. */
   async function expectUnreachable(from: Host[], nobody: Host): Promise<void> {
     await using capture = await lab.capture(`host (${either(nobody.addresses)})`);
-    // The kernel answers one source about once a second, and is silent in between.
     for (const host of from)
       for (const family of families)
-        await until(`ICMP to tell ${host.name} that ${nobody.name} is unreachable by ${family}`, async () => {
-          const reached = await lab.reach(host, nobody, { family, protocol: "tcp" });
-          expect(reached.ok).toBe(false);
-          return !reached.ok && /No route to host|Network is unreachable/.test(reached.reason);
-        });
+        await until(
+          `ICMP to tell ${host.name} that ${nobody.name} is unreachable by ${family}`,
+          async () => {
+            const reached = await lab.reach(host, nobody, { family, protocol: "tcp" });
+            expect(reached.ok).toBe(false);
+            return !reached.ok && /No route to host|Network is unreachable/.test(reached.reason);
+          },
+          // The kernel limits what it tells one source to an error in two seconds, and asked more often is silent.
+          { timeout: 20_000, every: 3_000 },
+        );
     expect(await capture.stop()).toEqual([]);
   }
 
