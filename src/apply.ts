@@ -255,7 +255,7 @@ export class Host {
   /** What must hold before the tunnel does: all, but no node is reached by a tunnel that is not there yet. */
   async #applyGuard({ firewall }: Desired): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
-    this.#firewall ??= await observeFirewall();
+    this.#firewall ??= await observeFirewall(this.#backend);
     const standing = new Set(nodesIn(this.#backend, this.#firewall));
     const nodes = firewall.sets.nodes.filter((address) => standing.has(address));
     return await this.#applyFirewall({ ...firewall, sets: { ...firewall.sets, nodes } });
@@ -264,9 +264,9 @@ export class Host {
   async #applyFirewall(firewall: Firewall): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
     const backend = this.#backend;
-    const observed = this.#firewall ?? (await observeFirewall());
+    const observed = this.#firewall ?? (await observeFirewall(backend));
     this.#firewall = undefined;
-    this.#warnOf(observed.closed);
+    this.#warnOf(observed);
     const commands = diffFirewall(backend, firewall, observed);
     this.#untold += commands.filter(({ argv }) => /^nft$|-nft-restore$/.test(argv[0] ?? "")).length;
     this.#echoUntil = performance.now() + echo;
@@ -275,15 +275,21 @@ export class Host {
     return true;
   }
 
-  /** Chains of others that drop what nobody accepts: what we accept in ours does not help. */
-  #warnOf(closed: readonly string[]): void {
-    for (const chain of closed)
-      if (!this.#warnedOf.has(chain)) {
-        this.#warnedOf.add(chain);
-        this.#log.warn(
-          { chain, port: this.#config.port },
-          "a firewall of this host drops what it does not accept: have it accept the UDP port of the tunnel, and pods' traffic from and to the tunnel's link",
-        );
+  /** What of others' firewalls stands in the way, each once. */
+  #warnOf({ closed, hidden }: ObservedFirewall): void {
+    const warnings = closed.map((chain) => [
+      chain,
+      "a firewall of this host drops what it does not accept: have it accept the UDP port of the tunnel, and pods' traffic from and to the tunnel's link",
+    ]);
+    if (hidden)
+      warnings.push([
+        hidden,
+        "the tables of iptables-legacy are in use and cannot be read: where their FORWARD policy is DROP, give the agent NET_RAW and /run/xtables.lock, or accept pods' traffic there",
+      ]);
+    for (const [what = "", message] of warnings)
+      if (!this.#warnedOf.has(what)) {
+        this.#warnedOf.add(what);
+        this.#log.warn({ what, port: this.#config.port }, message);
       }
   }
 

@@ -88,6 +88,20 @@ describe("the agent's container", () => {
     expect((await node.$`find /proc/${pid}/root/ -xdev \\( ${shells} \\)`).stdout).toBe("");
   });
 
+  test("tables of iptables-legacy, which it may not read, are named and keep nothing from working", async () => {
+    await cluster.node("n2").$`iptables-legacy -N FOREIGN`;
+    await restartAgent("n2");
+    const lines = await until("the agent to be in sync", async () => {
+      const lines = await agentLog("n2");
+      return said(lines, "in sync") && lines;
+    });
+    expect(
+      lines.filter((line) => /^the tables of iptables-legacy are in use and cannot be read/.test(line.msg)),
+    ).toHaveLength(1);
+    expect(lines.filter((line) => line.msg.startsWith("failed"))).toEqual([]);
+    await cluster.node("n2").$`iptables-legacy -X FOREIGN`;
+  });
+
   test("gone and back, and then without NET_ADMIN, it leaves the data path as it is", async () => {
     const [from, to] = [on("n1"), on("n2")];
     await using stream = await from.place.stream({ protocol: "udp", address: to.addresses.ipv6! });

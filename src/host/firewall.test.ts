@@ -17,7 +17,7 @@ const wanted = (tweak: Tweak = {}) => firewall(loaded(tweak));
 
 /** A node with nothing of ours. */
 function untouched(tweak: Partial<ObservedFirewall> = {}): ObservedFirewall {
-  return { ruleset: undefined, chains: {}, sets: {}, dropping: [], closed: [], ...tweak };
+  return { ruleset: undefined, chains: {}, sets: {}, dropping: [], closed: [], hidden: undefined, ...tweak };
 }
 
 /** A node as a backend leaves it. */

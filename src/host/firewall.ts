@@ -42,6 +42,8 @@ export interface ObservedFirewall {
   dropping: Variant[];
   /** Chains of others at input or forward that drop what nobody accepts, in words. */
   closed: string[];
+  /** Why the tables of iptables-legacy, which are in use, could not be read. */
+  hidden: string | undefined;
 }
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
@@ -54,24 +56,29 @@ export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): 
     : "iptables-nft";
 }
 
-export async function observeFirewall(): Promise<ObservedFirewall> {
-  const legacy = (await legacyTables()).length > 0;
+export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
   const nft = await takesNftables();
-  const used = variants.filter((variant) => (variant === "nft" ? nft : legacy));
-  const chains = await Promise.all(
-    used.map(async (variant) => [variant, await observeChains(variant)] as const),
-  );
   const closed = nft ? parseClosed(await $`nft -j list chains`) : [];
-  return {
+  const observed: ObservedFirewall = {
     ruleset: nft ? await observeRuleset() : undefined,
-    chains: Object.fromEntries(chains),
+    chains: {},
     sets: await observeSets(),
-    dropping: [
-      ...(closed.some((chain) => /^ip6? filter FORWARD$/.test(chain)) ? (["nft"] as const) : []),
-      ...(legacy && (await forwardDrops("legacy")) ? (["legacy"] as const) : []),
-    ],
+    dropping: closed.some((chain) => /^ip6? filter FORWARD$/.test(chain)) ? ["nft"] : [],
     closed: closed.filter((chain) => !chain.endsWith(" filter FORWARD")),
+    hidden: undefined,
   };
+  if (nft) observed.chains.nft = await observeChains("nft");
+  try {
+    if ((await legacyTables()).length > 0) {
+      observed.chains.legacy = await observeChains("legacy");
+      if (await forwardDrops("legacy")) observed.dropping.push("legacy");
+    }
+  } catch (error) {
+    // It asks for more rights than nft, which a node that does not use it for us need not give.
+    if (backend === "iptables-legacy") throw error;
+    observed.hidden = (error as Error).message;
+  }
+  return observed;
 }
 
 interface ChainListing {
@@ -127,6 +134,7 @@ export function settledFirewall(
     sets: backend === "nftables" ? {} : sets(desired),
     dropping: observed.dropping,
     closed: observed.closed,
+    hidden: observed.hidden,
   };
 }
 
