@@ -37,14 +37,14 @@ function commands(backend: Backend, observed: ObservedFirewall, tweak: Tweak = {
   });
 }
 
-const byNftables = ["nft +73 -0"];
-const sets = ["ipset +22 -0"];
+const byNftables = ["nft +80 -0"];
+const sets = ["ipset +24 -0"];
 const chains = (variant: string) => [
   `iptables-${variant}-restore *mangle +9 -0`,
   `iptables-${variant}-restore *filter +13 -0`,
   `iptables-${variant}-restore *nat +2 -0`,
   `ip6tables-${variant}-restore *mangle +11 -0`,
-  `ip6tables-${variant}-restore *filter +19 -0`,
+  `ip6tables-${variant}-restore *filter +24 -0`,
   `ip6tables-${variant}-restore *nat +2 -0`,
 ];
 const noChains = (variant: string) => [
@@ -56,7 +56,7 @@ const noChains = (variant: string) => [
   `ip6tables-${variant}-restore *nat +0 -2`,
 ];
 const noTable = ["nft delete table inet wigglenet"];
-const noSets = ["ipset +0 -12"];
+const noSets = ["ipset +0 -14"];
 
 // Sets before the rules that name them, and after; the new backend's before what is left of the old one.
 test.each<[backend: Backend, from: Backend | "nothing", expected: string[]]>([

@@ -51,22 +51,22 @@ describe("from nothing", () => {
       -A WIGGLENET-PREROUTING -m set --match-set WIGGLENET-own-ipv4 src -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -j MARK --set-xmark 0x1000000/0x1000000
       -I PREROUTING 1 -j WIGGLENET-PREROUTING
       :WIGGLENET-POSTROUTING - [0:0]
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv4 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-hosts-ipv4 dst -j DROP
       -A WIGGLENET-POSTROUTING -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -j RETURN
       -A WIGGLENET-POSTROUTING -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -m conntrack --ctdir ORIGINAL -m conntrack --ctstate SNAT -j RETURN
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j DROP
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
       iptables-nft-restore --noflush -w 10
       *filter
       :WIGGLENET-INPUT - [0:0]
       -A WIGGLENET-INPUT -i lo -j RETURN
-      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -j DROP
+      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv4 src -j RETURN
-      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -j DROP
+      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -I INPUT 1 -j WIGGLENET-INPUT
       :WIGGLENET-FILTER - [0:0]
-      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -j DROP
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -j DROP
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -m conntrack --ctstate DNAT -j RETURN
@@ -78,7 +78,7 @@ describe("from nothing", () => {
       iptables-nft-restore --noflush -w 10
       *nat
       :WIGGLENET-SRCNAT - [0:0]
-      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT
       "
@@ -100,22 +100,27 @@ describe("from nothing", () => {
       -A WIGGLENET-PREROUTING -m set --match-set WIGGLENET-own-ipv6 src -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -j MARK --set-xmark 0x1000000/0x1000000
       -I PREROUTING 1 -j WIGGLENET-PREROUTING
       :WIGGLENET-POSTROUTING - [0:0]
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv6 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-hosts-ipv6 dst -j DROP
       -A WIGGLENET-POSTROUTING -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -j RETURN
       -A WIGGLENET-POSTROUTING -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -m conntrack --ctdir ORIGINAL -m conntrack --ctstate SNAT -j RETURN
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j DROP
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
       ip6tables-legacy-restore --noflush -w 10
       *filter
       :WIGGLENET-INPUT - [0:0]
       -A WIGGLENET-INPUT -i lo -j RETURN
-      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -j DROP
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 133 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 134 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 135 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 136 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 137 -j RETURN
+      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv6 src -j RETURN
-      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -j DROP
+      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -I INPUT 1 -j WIGGLENET-INPUT
       :WIGGLENET-FILTER - [0:0]
-      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -j DROP
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -j DROP
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -m conntrack --ctstate DNAT -j RETURN
@@ -133,7 +138,7 @@ describe("from nothing", () => {
       ip6tables-legacy-restore --noflush -w 10
       *nat
       :WIGGLENET-SRCNAT - [0:0]
-      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT
       "
@@ -152,6 +157,8 @@ describe("from nothing", () => {
       add WIGGLENET-remote-ipv4 10.1.2.7
       create WIGGLENET-remote-ipv6 hash:net family inet6 maxelem 262144
       add WIGGLENET-remote-ipv6 fd00:1:0:1::/64
+      create WIGGLENET-hosts-ipv4 hash:net family inet maxelem 262144
+      create WIGGLENET-hosts-ipv6 hash:net family inet6 maxelem 262144
       create WIGGLENET-nodes-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-nodes-ipv4 192.0.2.1
       create WIGGLENET-nodes-ipv6 hash:net family inet6 maxelem 262144

@@ -42,6 +42,8 @@ test("the table, from nothing", () => {
     add element inet wigglenet remote-ipv4 { 10.1.1.0/24, 10.1.2.7 }
     add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; }
     add element inet wigglenet remote-ipv6 { fd00:1:0:1::/64 }
+    add set inet wigglenet hosts-ipv4 { type ipv4_addr; flags interval; }
+    add set inet wigglenet hosts-ipv6 { type ipv6_addr; flags interval; }
     add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; }
     add element inet wigglenet nodes-ipv4 { 192.0.2.1 }
     add set inet wigglenet nodes-ipv6 { type ipv6_addr; flags interval; }
@@ -66,22 +68,27 @@ test("the table, from nothing", () => {
     add rule inet wigglenet prerouting meta nfproto ipv6 ip6 saddr @own-ipv6 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
     add chain inet wigglenet input { type filter hook input priority 0; policy accept; }
     add rule inet wigglenet input meta nfproto ipv4 iifname "lo" accept
-    add rule inet wigglenet input meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 counter drop
+    add rule inet wigglenet input meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet input meta nfproto ipv4 ip saddr @unencrypted-ipv4 accept
-    add rule inet wigglenet input meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 counter drop
+    add rule inet wigglenet input meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet input meta nfproto ipv6 iifname "lo" accept
-    add rule inet wigglenet input meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 counter drop
+    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 133 accept
+    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 134 accept
+    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 135 accept
+    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 136 accept
+    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 137 accept
+    add rule inet wigglenet input meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add rule inet wigglenet input meta nfproto ipv6 ip6 saddr @unencrypted-ipv6 accept
-    add rule inet wigglenet input meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 counter drop
+    add rule inet wigglenet input meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
-    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct state established,related accept
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct status & dnat != 0 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct state established,related accept
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct status & dnat != 0 accept
@@ -95,17 +102,17 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv6 iifname "wigglenet" ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 counter drop
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction reply ct status & dnat != 0 accept
     add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction original ct status & snat != 0 accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction reply ct status & dnat != 0 accept
     add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction original ct status & snat != 0 accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
-    add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random"
+    add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random"
   `);
 });
 
@@ -140,7 +147,7 @@ describe("desired and observed → transaction", () => {
   const settled = (tweak: Tweak = {}) => settledRuleset(desired(tweak));
   const pods = (...remotePodCidrs: string[]) => ({ remotePodCidrs });
   const masquerade = (rest = " fully-random") =>
-    `add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade${rest}`;
+    `add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade${rest}`;
   test.each<[title: string, tweak: Tweak, observed: ObservedRuleset, lines: string[]]>([
     ["nothing changed", {}, settled(), []],
     [

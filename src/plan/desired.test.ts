@@ -98,6 +98,7 @@ test("two nodes, dual-stack: all of it", () => {
   // Its rules have tests of their own.
   expect(firewall.sets).toMatchInlineSnapshot(`
     {
+      "hosts": [],
       "keep": [],
       "native": [],
       "nodes": [
@@ -456,6 +457,24 @@ describe("link, rules, MTU, firewall, CNI file", () => {
         native: [],
         unencrypted: [],
       },
+    ],
+    [
+      // A node's NIC may hold an address of the very /64 that its pods have.
+      "nodes inside their own pod CIDRs are no pods: this one, one by its endpoint, one by its address",
+      {
+        own: { endpoints: ["192.0.2.200", "fd00:1::a"] },
+        nodes: [
+          node(1, { endpoints: ["192.0.2.1", "fd00:1:0:1::a"] }),
+          node(2, { addresses: ["10.1.2.10"] }),
+          node(3),
+        ],
+      },
+      { hosts: ["10.1.2.10", "fd00:1::a", "fd00:1:0:1::a"] },
+    ],
+    [
+      "nor is a router inside the own one",
+      { underlay: [{ prefix: "::/0", via: "fd00:1::fe", dev: "eth0", metric: 1024 }] },
+      { hosts: ["fd00:1::fe"] },
     ],
     [
       // An nftables interval set refuses a prefix inside another, and with it the whole transaction: one node's

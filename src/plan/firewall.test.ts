@@ -17,6 +17,7 @@ function input(tweak: Partial<FirewallInput> = {}): FirewallInput {
     link: "wigglenet",
     ownPodCidrs: ["10.1.0.0/24", "fd00:1::/64"],
     remotePodCidrs: ["10.1.1.0/24", "fd00:1:0:1::/64"],
+    hosts: [],
     nodes: ["192.0.2.1", "2001:db8::1"],
     native: [],
     unencrypted: [],
@@ -46,16 +47,16 @@ function linesOf({ rules }: Firewall, family: Family, hook?: Hook): string[] {
 test("a tunnel without masquerade and filter: marks, and nothing in the clear", () => {
   expect(linesOf(firewall(input()), "ipv4").join("\n")).toMatchInlineSnapshot(`
     "prerouting: in veth+, notFrom @own, spoofed: drop
-    postrouting: to @remote, notOut wigglenet: drop
-    forward: from @remote, notIn wigglenet: drop
+    postrouting: to @remote, notTo @hosts, notOut wigglenet: drop
+    forward: from @remote, notFrom @hosts, notIn wigglenet: drop
     forward: from @own, notIn veth+: drop
     postrouting: from @own, to @nodes, direction reply, destinationTranslated: pass
     postrouting: from @own, to @nodes, direction original, sourceTranslated: pass
-    postrouting: from @own, to @nodes, notOut wigglenet: drop
+    postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
     input: in lo: pass
-    input: from @own, notIn veth+: drop
+    input: from @own, notFrom @hosts, notIn veth+: drop
     input: from @unencrypted: pass
-    input: from @remote, notIn wigglenet: drop
+    input: from @remote, notFrom @hosts, notIn wigglenet: drop
     prerouting: from @own, direction original, sourceTranslated false: mark
     prerouting: from @own, direction reply, destinationTranslated false: mark"
   `);
@@ -63,12 +64,23 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
 
 test("IPv6 differs from it by neighbour discovery alone", () => {
   const all = firewall(input());
-  const [first, second, ...rest] = linesOf(all, "ipv6");
-  expect([first, second]).toEqual([
+  const ipv4 = linesOf(all, "ipv4");
+  const ipv6 = linesOf(all, "ipv6");
+  expect(ipv6.filter((each) => !ipv4.includes(each))).toEqual([
     "prerouting: in veth+, from fe80::/10: pass",
     "prerouting: in veth+, from ::/128: pass",
+    "input: icmpv6 133: pass",
+    "input: icmpv6 134: pass",
+    "input: icmpv6 135: pass",
+    "input: icmpv6 136: pass",
+    "input: icmpv6 137: pass",
   ]);
-  expect(rest).toEqual(linesOf(all, "ipv4"));
+  expect(ipv6.filter((each) => ipv4.includes(each))).toEqual(ipv4);
+  // It is let in before anything is dropped there.
+  const input6 = linesOf(all, "ipv6", "input");
+  expect(input6.findIndex((each) => each.endsWith("drop"))).toBe(
+    input6.indexOf("input: icmpv6 137: pass") + 1,
+  );
 });
 
 test("a tunnel of another name", () => {
@@ -136,20 +148,20 @@ test.each<[title: string, tweak: Partial<FirewallInput>, ipv4: string[], ipv6: s
   [
     "both",
     { masquerade: { ipv4: true, ipv6: true } },
-    [`srcnat: from @own, ${notTo}: masquerade-random`],
-    [`srcnat: from @own, ${notTo}: masquerade-random`],
+    [`srcnat: from @own, notFrom @hosts, ${notTo}: masquerade-random`],
+    [`srcnat: from @own, notFrom @hosts, ${notTo}: masquerade-random`],
   ],
   [
     "IPv4 alone, ports kept where they are free",
     { masquerade: { ipv4: true, ipv6: false }, masqueradeRandomFully: false },
-    [`srcnat: from @own, ${notTo}: masquerade`],
+    [`srcnat: from @own, notFrom @hosts, ${notTo}: masquerade`],
     [],
   ],
   [
     "routed natively",
     { tunnelled: [], masquerade: { ipv4: false, ipv6: true } },
     [],
-    [`srcnat: from @own, ${notTo}: masquerade-random`],
+    [`srcnat: from @own, notFrom @hosts, ${notTo}: masquerade-random`],
   ],
 ])("masquerade: %s", (_, tweak, ipv4, ipv6) => {
   const all = firewall(input(tweak));
@@ -183,6 +195,7 @@ describe("sets", () => {
     const { sets } = firewall(
       input({
         nodes: ["2001:db8::2", "192.0.2.10", "192.0.2.9", "192.0.2.10"],
+        hosts: ["fd00:1::9", "10.1.1.10", "10.1.1.9", "10.1.1.9"],
         native: ["192.0.2.7", "192.0.2.7"],
         unencrypted: ["fd00:9::/64", "10.9.0.0/24"],
         nonMasqueradeCidrs: ["2001:db8::/32", "172.16.0.0/12"],
@@ -191,6 +204,7 @@ describe("sets", () => {
     expect(sets).toEqual({
       own: ["10.1.0.0/24", "fd00:1::/64"],
       remote: ["10.1.1.0/24", "fd00:1:0:1::/64"],
+      hosts: ["10.1.1.9", "10.1.1.10", "fd00:1::9"],
       nodes: ["192.0.2.9", "192.0.2.10", "2001:db8::2"],
       native: ["192.0.2.7"],
       unencrypted: ["10.9.0.0/24", "fd00:9::/64"],
@@ -204,6 +218,7 @@ describe("sets", () => {
     ["no other node", { nodes: [], remotePodCidrs: [] }],
     ["another pod CIDR of our own", { ownPodCidrs: ["10.7.0.0/24"] }],
     ["a node of the other kind", { unencrypted: ["10.1.1.0/24"] }],
+    ["a node inside its own pod CIDR", { hosts: ["fd00:1:0:1::a"] }],
     ["other nodes' addresses", { native: ["192.0.2.1"] }],
     ["prefixes that are not masqueraded", { nonMasqueradeCidrs: ["172.16.0.0/12"] }],
   ])("%s: no rule changes", (_, tweak) => {

@@ -6,6 +6,7 @@ export function loaded(tweak: Partial<FirewallInput> = {}): FirewallInput {
     link: "wigglenet",
     ownPodCidrs: ["10.1.0.0/24", "fd00:1::/64"],
     remotePodCidrs: ["10.1.1.0/24", "10.1.2.7/32", "fd00:1:0:1::/64"],
+    hosts: [],
     nodes: ["192.0.2.1", "2001:db8::1"],
     native: [],
     unencrypted: ["10.1.1.0/24"],
