@@ -17,7 +17,7 @@ import {
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step } from "./host/run.ts";
-import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
+import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import type { Desired } from "./plan/desired.ts";
 import type { Firewall } from "./plan/firewall.ts";
 
@@ -177,6 +177,9 @@ export class Host {
       await this.attempt("wireguard", () =>
         this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
       );
+    // A tunnel without a peer was made just now, by us or by the node's wireguard-go.
+    if (peers && tunnel.peers.size === 0)
+      await this.attempt("greeting", () => this.perform("peers greeted", greet(linkName, desired.peers)));
     if (linked && guarded && filtered && unrouted)
       await this.attempt("CNI file", () => this.#applyCni(desired));
   }

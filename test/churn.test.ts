@@ -5,7 +5,7 @@ import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
 import type { Count, Stream } from "./lab/place.ts";
 import type { Pod } from "./lab/pod.ts";
-import { sleep, until } from "./lab/process.ts";
+import { patience, sleep, until } from "./lab/process.ts";
 
 let lab: Lab;
 let pods: Pod[];
@@ -14,7 +14,7 @@ beforeAll(async () => {
   lab = await Lab.start({ nodes: 3 });
   pods = await Promise.all(lab.nodes.map((node) => node.pod("p")));
   await lab.shakeHands();
-}, 60_000);
+}, 60_000 * patience);
 afterAll(() => lab[Symbol.asyncDispose]());
 
 /** Streams both ways between two places, by both families and by UDP and TCP. */
@@ -70,173 +70,216 @@ async function state(node: LightNode): Promise<Record<string, string>> {
 const changes = (node: LightNode) =>
   node.agentLog().filter((line) => line.commands !== undefined || line.annotations !== undefined);
 
-test("a fourth node joins and leaves: nothing lost between the others, nothing left of it", async () => {
-  const [a, b] = pods as [Pod, Pod];
-  const before = await Promise.all(lab.nodes.map(state));
-  const running = await probes(a, b);
-  const fourth = await lab.addNode();
-  await fourth.ready();
-  const pod = await fourth.pod("p");
-  const all = [...lab.nodes.filter((node) => node !== fourth), ...pods];
-  const both = all.flatMap((host): [Host, Host][] => [
-    [host, pod],
-    [pod, host],
-  ]);
-  await until(
-    "all to reach the newcomer and be reached",
-    async () => (await lab.unreached(both)).length === 0,
-    { timeout: 15_000 },
-  );
-  await lab.removeNode(fourth);
-  // Its pod CIDRs stay unreachable for ten minutes.
-  const unguarded = (text: string | undefined) =>
-    text
-      ?.split("\n")
-      .filter((line) => !/^4096 .* unreachable|unreachable/.test(line))
-      .join("\n");
-  await until("the leaver's peer and routes to go", async () => {
-    const after = await Promise.all(lab.nodes.map(state));
-    return after.every(({ peers, routes4, routes6, table }, index) => {
-      const was = before[index];
-      return (
-        peers === was?.peers &&
-        table === was?.table &&
-        unguarded(routes4) === unguarded(was?.routes4) &&
-        unguarded(routes6) === unguarded(was?.routes6)
-      );
-    });
-  });
-  expect(lost(await running.counts())).toEqual(none);
-}, 60_000);
-
-test("an agent killed twenty times at random moments: nothing lost, nothing left over, the last start writes nothing", async () => {
-  const [node] = lab.nodes as [LightNode];
-  const [a, b] = pods as [Pod, Pod];
-  const before = await state(node);
-  const running = await probes(a, b);
-  for (let kill = 0; kill < 20; kill += 1) {
-    await node.killAgent();
-    // Each second time it has something to do when it starts: its neighbour's annotation has come or gone.
-    if (kill % 2 === 0)
-      await lab.nodes[2]!.patch({
-        metadata: { annotations: { "wigglenet/public-key": kill % 4 === 0 ? "" : null } },
+test(
+  "a fourth node joins and leaves: nothing lost between the others, nothing left of it",
+  async () => {
+    const [a, b] = pods as [Pod, Pod];
+    const before = await Promise.all(lab.nodes.map(state));
+    const running = await probes(a, b);
+    const fourth = await lab.addNode();
+    await fourth.ready();
+    const pod = await fourth.pod("p");
+    const all = [...lab.nodes.filter((node) => node !== fourth), ...pods];
+    const both = all.flatMap((host): [Host, Host][] => [
+      [host, pod],
+      [pod, host],
+    ]);
+    await until(
+      "all to reach the newcomer and be reached",
+      async () => (await lab.unreached(both)).length === 0,
+      { timeout: 15_000 },
+    );
+    await lab.removeNode(fourth);
+    // Its pod CIDRs stay unreachable for ten minutes.
+    const unguarded = (text: string | undefined) =>
+      text
+        ?.split("\n")
+        .filter((line) => !/^4096 .* unreachable|unreachable/.test(line))
+        .join("\n");
+    await until("the leaver's peer and routes to go", async () => {
+      const after = await Promise.all(lab.nodes.map(state));
+      return after.every(({ peers, routes4, routes6, table }, index) => {
+        const was = before[index];
+        return (
+          peers === was?.peers &&
+          table === was?.table &&
+          unguarded(routes4) === unguarded(was?.routes4) &&
+          unguarded(routes6) === unguarded(was?.routes6)
+        );
       });
+    });
+    expect(lost(await running.counts())).toEqual(none);
+  },
+  60_000 * patience,
+);
+
+test(
+  "an agent killed twenty times at random moments: nothing lost, nothing left over, the last start writes nothing",
+  async () => {
+    const [node] = lab.nodes as [LightNode];
+    const [a, b] = pods as [Pod, Pod];
+    const before = await state(node);
+    const running = await probes(a, b);
+    for (let kill = 0; kill < 20; kill += 1) {
+      await node.killAgent();
+      // Each second time it has something to do when it starts: its neighbour's annotation has come or gone.
+      if (kill % 2 === 0)
+        await lab.nodes[2]!.patch({
+          metadata: { annotations: { "wigglenet/public-key": kill % 4 === 0 ? "" : null } },
+        });
+      await node.startAgent();
+      await sleep(Math.random() * 700);
+    }
+    await node.killAgent();
+    await until(
+      "the neighbour's agent to have its annotations back",
+      async () => (await lab.nodes[2]!.object()).metadata.annotations?.["wigglenet/public-key"],
+    );
     await node.startAgent();
-    await sleep(Math.random() * 700);
-  }
-  await node.killAgent();
-  await until(
-    "the neighbour's agent to have its annotations back",
-    async () => (await lab.nodes[2]!.object()).metadata.annotations?.["wigglenet/public-key"],
-  );
-  await node.startAgent();
-  await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
-  await until("the state to be what it was", async () => Bun.deepEquals(await state(node), before));
-  await node.killAgent();
-  await node.startAgent();
-  await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
-  expect(changes(node)).toEqual([]);
-  expect(await state(node)).toEqual(before);
-  expect(lost(await running.counts())).toEqual(none);
-}, 120_000);
+    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    await until("the state to be what it was", async () => Bun.deepEquals(await state(node), before));
+    await node.killAgent();
+    await node.startAgent();
+    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    expect(changes(node)).toEqual([]);
+    expect(await state(node)).toEqual(before);
+    expect(lost(await running.counts())).toEqual(none);
+  },
+  120_000 * patience,
+);
 
-test("a node's address changes while others talk", async () => {
-  const [a, b, c] = pods as [Pod, Pod, Pod];
-  const node = lab.nodes[2]!;
-  const running = await probes(a, b);
-  await node.readdress({ ipv4: "172.30.0.113", ipv6: "fd30::113" });
-  await until(
-    "all to reach the node again",
-    async () =>
-      (
-        await lab.unreached([
-          [a, c],
-          [c, a],
-          [b, node],
-          [node, b],
-        ])
-      ).length === 0,
-    { timeout: 15_000 },
-  );
-  const { peers } = await state(lab.nodes[0]!);
-  expect(peers).toContain("172.30.0.113/32");
-  expect(peers).not.toContain("172.30.0.13/32");
-  expect(lost(await running.counts())).toEqual(none);
-}, 60_000);
+test(
+  "a node's address changes while others talk",
+  async () => {
+    const [a, b, c] = pods as [Pod, Pod, Pod];
+    const node = lab.nodes[2]!;
+    const running = await probes(a, b);
+    await node.readdress({ ipv4: "172.30.0.113", ipv6: "fd30::113" });
+    await until(
+      "all to reach the node again",
+      async () =>
+        (
+          await lab.unreached([
+            [a, c],
+            [c, a],
+            [b, node],
+            [node, b],
+          ])
+        ).length === 0,
+      { timeout: 15_000 },
+    );
+    const { peers } = await state(lab.nodes[0]!);
+    expect(peers).toContain("172.30.0.113/32");
+    expect(peers).not.toContain("172.30.0.13/32");
+    expect(lost(await running.counts())).toEqual(none);
+  },
+  60_000 * patience,
+);
 
-test("a node's pod CIDRs change while others talk", async () => {
-  const [a, b] = pods as [Pod, Pod];
-  const node = lab.nodes[2]!;
-  const running = await probes(a, b);
-  // Kubernetes never changes a Node's pod CIDRs: the Node is made anew.
-  const { metadata, status } = await node.object();
-  const old = await node.podCIDRs();
-  await lab.controlPlane.api.remove(`/api/v1/nodes/${node.name}`);
-  const podCIDRs = ["10.244.200.0/24", "fd00:10:244:c8::/64"];
-  await lab.controlPlane.api.create({
-    apiVersion: "v1",
-    kind: "Node",
-    metadata: { name: node.name, labels: metadata.labels },
-    spec: { podCIDR: podCIDRs[0], podCIDRs },
-  });
-  await lab.controlPlane.api.patch(`/api/v1/nodes/${node.name}/status`, {
-    status: { addresses: status.addresses },
-  });
-  await node.renewToken();
-  await until(
-    "the node's CNI file to have the new prefixes",
-    () => node.read("/etc/cni/net.d/10-wigglenet.conflist")?.includes("10.244.200.0/24"),
-    { timeout: 15_000, why: () => JSON.stringify(node.agentLog().slice(-3)) },
-  );
-  const pod = await node.pod("new");
-  expect(pod.addresses.ipv4).toStartWith("10.244.200.");
-  await until(
-    "all to reach the new pod",
-    async () =>
-      (
-        await lab.unreached([
-          [a, pod],
-          [pod, b],
-          [lab.nodes[0]!, pod],
-        ])
-      ).length === 0,
-    { timeout: 15_000 },
-  );
-  await until("the old prefixes to leave the tunnel", async () => {
-    const others = await Promise.all(lab.nodes.slice(0, 2).map(state));
-    return others.every(({ peers }) => old.every((prefix) => !peers?.includes(prefix)));
-  });
-  expect(lost(await running.counts())).toEqual(none);
-}, 60_000);
+test(
+  "a node's pod CIDRs change while others talk",
+  async () => {
+    const [a, b] = pods as [Pod, Pod];
+    const node = lab.nodes[2]!;
+    const running = await probes(a, b);
+    // Kubernetes never changes a Node's pod CIDRs: the Node is made anew.
+    const { metadata, status } = await node.object();
+    const old = await node.podCIDRs();
+    await lab.controlPlane.api.remove(`/api/v1/nodes/${node.name}`);
+    const podCIDRs = ["10.244.200.0/24", "fd00:10:244:c8::/64"];
+    await lab.controlPlane.api.create({
+      apiVersion: "v1",
+      kind: "Node",
+      metadata: { name: node.name, labels: metadata.labels },
+      spec: { podCIDR: podCIDRs[0], podCIDRs },
+    });
+    await lab.controlPlane.api.patch(`/api/v1/nodes/${node.name}/status`, {
+      status: { addresses: status.addresses },
+    });
+    await node.renewToken();
+    await until(
+      "the node's CNI file to have the new prefixes",
+      () => node.read("/etc/cni/net.d/10-wigglenet.conflist")?.includes("10.244.200.0/24"),
+      { timeout: 15_000, why: () => JSON.stringify(node.agentLog().slice(-3)) },
+    );
+    const pod = await node.pod("new");
+    expect(pod.addresses.ipv4).toStartWith("10.244.200.");
+    await until(
+      "all to reach the new pod",
+      async () =>
+        (
+          await lab.unreached([
+            [a, pod],
+            [pod, b],
+            [lab.nodes[0]!, pod],
+          ])
+        ).length === 0,
+      { timeout: 15_000 },
+    );
+    await until("the old prefixes to leave the tunnel", async () => {
+      const others = await Promise.all(lab.nodes.slice(0, 2).map(state));
+      return others.every(({ peers }) => old.every((prefix) => !peers?.includes(prefix)));
+    });
+    expect(lost(await running.counts())).toEqual(none);
+  },
+  60_000 * patience,
+);
 
-test("the API server is away for a minute and the agent restarts meanwhile: nothing lost; later changes arrive", async () => {
-  const [a, b] = pods as [Pod, Pod];
-  const [first, second] = lab.nodes as [LightNode, LightNode];
-  const before = await Promise.all([state(first), state(second)]);
-  const running = await probes(a, b);
-  await lab.controlPlane.stopServer();
-  await first.stopAgent();
-  await first.startAgent();
-  await sleep(60_000);
-  expect(await Promise.all([state(first), state(second)])).toEqual(before);
-  await lab.controlPlane.startServer();
-  // The controller manager may take its time to come back: what is asked here is whether the agents do.
-  const podCIDRs = ["10.244.201.0/24", "fd00:10:244:c9::/64"];
-  const newcomer = await lab.addNode({ podCIDRs });
-  await newcomer.ready(40_000);
-  const pod = await newcomer.pod("p");
-  await until(
-    "the change to arrive",
-    async () =>
-      (
-        await lab.unreached([
-          [a, pod],
-          [b, pod],
-          [pod, a],
-          [pod, b],
-        ])
-      ).length === 0,
-    { timeout: 40_000 },
-  );
-  expect(lost(await running.counts())).toEqual(none);
-}, 180_000);
+test(
+  "a node that was rebooted is reached at once, though it sends nothing by itself",
+  async () => {
+    const [a] = pods as [Pod];
+    const node = lab.nodes[2]!;
+    // The others hold a session with its earlier life, and would send into that for 15 s.
+    await until("a session", async () => (await lab.reach(a, node, { family: "ipv6" })).ok);
+    await node.powerCut();
+    await node.boot();
+    await node.startAgent();
+    await node.ready();
+    await until(
+      "the node to be reached",
+      async () => (await lab.reach(a, node, { family: "ipv6", timeout: 200 })).ok,
+      {
+        timeout: 3_000,
+        every: 100,
+      },
+    );
+  },
+  60_000 * patience,
+);
+
+test(
+  "the API server is away for a minute and the agent restarts meanwhile: nothing lost; later changes arrive",
+  async () => {
+    const [a, b] = pods as [Pod, Pod];
+    const [first, second] = lab.nodes as [LightNode, LightNode];
+    const before = await Promise.all([state(first), state(second)]);
+    const running = await probes(a, b);
+    await lab.controlPlane.stopServer();
+    await first.stopAgent();
+    await first.startAgent();
+    await sleep(60_000);
+    expect(await Promise.all([state(first), state(second)])).toEqual(before);
+    await lab.controlPlane.startServer();
+    // The controller manager may take its time to come back: what is asked here is whether the agents do.
+    const podCIDRs = ["10.244.201.0/24", "fd00:10:244:c9::/64"];
+    const newcomer = await lab.addNode({ podCIDRs });
+    await newcomer.ready(40_000);
+    const pod = await newcomer.pod("p");
+    await until(
+      "the change to arrive",
+      async () =>
+        (
+          await lab.unreached([
+            [a, pod],
+            [b, pod],
+            [pod, a],
+            [pod, b],
+          ])
+        ).length === 0,
+      { timeout: 40_000 },
+    );
+    expect(lost(await running.counts())).toEqual(none);
+  },
+  180_000 * patience,
+);

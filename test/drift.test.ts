@@ -291,7 +291,10 @@ describe("found at the resync", () => {
       "nftables: element removed",
       ({ remote }) => `nft delete element inet wigglenet nodes-ipv4 { ${remote.v4} }`,
     ],
-    ["nftables: prefix removed", ({ pods }) => `nft delete element inet wigglenet pods-ipv6 { ${pods.v6} }`],
+    [
+      "nftables: prefix removed",
+      ({ pods }) => `nft delete element inet wigglenet remote-ipv6 { ${pods.v6} }`,
+    ],
     ["nftables: element added", "nft add element inet wigglenet remote-ipv4 { 198.51.100.0/24 }"],
     ["nftables: set flushed", "nft flush set inet wigglenet remote-ipv4"],
     ["nftables: rule added", "nft insert rule inet wigglenet postrouting counter drop"],

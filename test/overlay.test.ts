@@ -17,17 +17,6 @@ function pairs(nodes: LightNode[], pods: Host[]): [Host, Host][] {
   );
 }
 
-/**
- * One packet between each two nodes. When both ends of a peer send their first handshake in the same instant, each
- * drops its own for the other's, and WireGuard tries again only after 5 s: a test that sends from everywhere at once
- * would meet that, and not the overlay.
- */
-async function shakeHands(lab: Lab, pods: Host[]): Promise<void> {
-  for (const [index, from] of lab.nodes.entries())
-    for (const to of pods.slice(index + 1))
-      expect(await lab.reach(from, to, { timeout: 10_000 })).toMatchObject({ ok: true });
-}
-
 const grounds: [pods: Families, underlay: Families][] = [
   ["dual", "dual"],
   ["ipv4", "dual"],
@@ -45,7 +34,7 @@ test.each(grounds)(
     await until("n2 to know n1", async () => (await lab.unreached([[lab.nodes[1]!, first]])).length === 0);
 
     const pods = [first, ...(await Promise.all(lab.nodes.slice(1).map((node) => node.pod("p"))))];
-    await shakeHands(lab, pods);
+    await lab.shakeHands();
     await using capture = await lab.capture();
     await using clear = await lab.capture(anythingClear);
     const all = pairs(lab.nodes, pods);

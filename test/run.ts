@@ -35,14 +35,11 @@ const results = [
   await group({ name: "unit", files: ["src"] }),
   ...(
     await Promise.all([
-      inTurn([{ name: "virtual machine", files: ["test/vm.test.ts"] }]),
       inTurn([
-        {
-          name: "light nodes",
-          files: lightNodes,
-        },
+        { name: "virtual machine", files: ["test/vm.test.ts"] },
         { name: "whole nodes", files: ["test/wholenode", "test/demo"] },
       ]),
+      inTurn([{ name: "light nodes", files: lightNodes }]),
     ])
   ).flat(),
 ];

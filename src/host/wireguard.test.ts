@@ -7,6 +7,7 @@ import {
   allowedIpOwners,
   diffIdentity,
   diffPeers,
+  greet,
   type ObservedPeer,
   parseTunnel,
   standing,
@@ -321,4 +322,22 @@ describe("desired and observed peers → commands", () => {
     expect(moved.filter((word) => /\/\d+$/.test(word))).toHaveLength(10_000);
     expect(joined.add.length + emptied.remove.length + left.remove.length).toBeLessThan(25);
   });
+});
+
+test("peers with an endpoint are greeted, and no keepalive stays", () => {
+  const peer = (n: number, endpoint: string | undefined) => ({
+    node: `n${n}`,
+    publicKey: `key-${n}`,
+    endpoint,
+    allowedIps: [],
+  });
+  const commands = greet("wigglenet", [
+    peer(1, "192.0.2.1:24601"),
+    peer(2, undefined),
+    peer(3, "[2001:db8::3]:24601"),
+  ]);
+  expect(commands.map(({ argv }) => argv.join(" "))).toEqual([
+    "wg set wigglenet peer key-1 persistent-keepalive 25 peer key-3 persistent-keepalive 25",
+    "wg set wigglenet peer key-1 persistent-keepalive 0 peer key-3 persistent-keepalive 0",
+  ]);
 });

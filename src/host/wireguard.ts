@@ -161,6 +161,18 @@ export function diffPeers(
   };
 }
 
+/**
+ * Speaks first to peers that may hold a session with an earlier life of this tunnel: what they send into that is lost
+ * until WireGuard notices, after 15 s. A keepalive that is switched on is sent at once, and begins a handshake.
+ */
+export function greet(link: string, peers: readonly Peer[]): Command[] {
+  const keepalive = (seconds: string) =>
+    peers
+      .filter((peer) => peer.endpoint)
+      .map((peer) => ["peer", peer.publicKey, "persistent-keepalive", seconds]);
+  return [...inChunks(link, keepalive("25")), ...inChunks(link, keepalive("0"))];
+}
+
 /** A key that nobody has. */
 const throwAway = createHash("sha256").update("wigglenet: prefixes on their way out").digest("base64");
 

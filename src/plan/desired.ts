@@ -136,6 +136,10 @@ export function plan(input: PlanInput): Desired {
       link: settings.linkName,
       ownPodCidrs: outermost(ownPodCidrs),
       remotePodCidrs: outermost(nodes.flatMap((node) => node.podCidrs)),
+      hosts: [
+        ...inside([...own.endpoints, ...input.underlay.flatMap((route) => route.via ?? [])], ownPodCidrs),
+        ...nodes.flatMap((node) => inside([...node.record.endpoints, ...node.addresses], node.podCidrs)),
+      ],
       nodes: nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
       native: nodes.flatMap((node) => node.record.endpoints.filter((address) => !inTunnel(address))),
       unencrypted: outermost(
@@ -226,6 +230,10 @@ function uniqueRoutes(list: readonly Route[]): Route[] {
   return [...new Map(list.map((route) => [routeKey(route), route])).values()].sort(
     (a, b) => compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1),
   );
+}
+
+function inside(addresses: readonly string[], prefixes: readonly string[]): string[] {
+  return addresses.filter((address) => prefixes.some((prefix) => contains(prefix, address)));
 }
 
 function unique(values: readonly string[]): string[] {

@@ -15,7 +15,7 @@ export const hooks = ["prerouting", "input", "forward", "postrouting", "srcnat"]
 export type Hook = (typeof hooks)[number];
 
 /** Sets whose members come and go with the cluster; one for each family, so that the rules never change. */
-export const setNames = ["own", "remote", "nodes", "native", "unencrypted", "keep"] as const;
+export const setNames = ["own", "remote", "hosts", "nodes", "native", "unencrypted", "keep"] as const;
 export type SetName = (typeof setNames)[number];
 
 /** A prefix, or a set. */
@@ -60,6 +60,8 @@ export interface FirewallInput {
   link: string;
   ownPodCidrs: readonly string[];
   remotePodCidrs: readonly string[];
+  /** Addresses of nodes, the own one too, and of routers that lie inside a pod CIDR (a whole on-link /64): no pods'. */
+  hosts: readonly string[];
   /** Addresses of nodes whose tunnel stands. */
   nodes: readonly string[];
   /** Addresses of nodes, of families that are routed natively. */
@@ -94,6 +96,7 @@ export function firewall(input: FirewallInput): Firewall {
     sets: {
       own: sorted(input.ownPodCidrs),
       remote: sorted(input.remotePodCidrs),
+      hosts: sorted(input.hosts),
       nodes: sorted(input.nodes),
       native: sorted(input.native),
       unencrypted: sorted(input.unencrypted),
@@ -119,8 +122,8 @@ function noPlaintext(link: string, family: Family): Rule[] {
         ]
       : []),
     rule("prerouting", "drop", { in: podLinks, notFrom: "@own", spoofed: true }),
-    rule("postrouting", "drop", { to: "@remote", notOut: link }),
-    rule("forward", "drop", { from: "@remote", notIn: link }),
+    rule("postrouting", "drop", { to: "@remote", notTo: ["@hosts"], notOut: link }),
+    rule("forward", "drop", { from: "@remote", notFrom: "@hosts", notIn: link }),
     // What claims to be an own pod comes from one.
     rule("forward", "drop", { from: "@own", notIn: podLinks }),
     // Replies of translated connections, and flows masqueraded before the tunnel stood, go the way they came.
@@ -136,11 +139,15 @@ function noPlaintext(link: string, family: Family): Rule[] {
       direction: "original",
       sourceTranslated: true,
     }),
-    rule("postrouting", "drop", { from: "@own", to: "@nodes", notOut: link }),
+    rule("postrouting", "drop", { from: "@own", notFrom: "@hosts", to: "@nodes", notOut: link }),
     rule("input", "pass", { in: "lo" }),
-    rule("input", "drop", { from: "@own", notIn: podLinks }),
+    // Neighbour discovery (RFC 4861) comes from whoever is on the link, a router inside the own prefix too.
+    ...(family === "ipv6"
+      ? [133, 134, 135, 136, 137].map((icmpv6) => rule("input", "pass", { icmpv6 }))
+      : []),
+    rule("input", "drop", { from: "@own", notFrom: "@hosts", notIn: podLinks }),
     rule("input", "pass", { from: "@unencrypted" }),
-    rule("input", "drop", { from: "@remote", notIn: link }),
+    rule("input", "drop", { from: "@remote", notFrom: "@hosts", notIn: link }),
   ];
 }
 
@@ -176,7 +183,7 @@ function masquerade(family: Family, random: boolean): Rule {
   return {
     hook: "srcnat",
     family,
-    match: { from: "@own", notTo: ["@own", "@remote", "@nodes", "@keep"] },
+    match: { from: "@own", notFrom: "@hosts", notTo: ["@own", "@remote", "@nodes", "@keep"] },
     // Ports at random: two CPUs' NAT else race for the same one (flannel#1004).
     verdict: random ? "masquerade-random" : "masquerade",
   };

@@ -182,6 +182,12 @@ describe("own pod CIDRs", () => {
     expect(subnets({}, { metadata: { name: "node-7" } })).toEqual([]);
   });
 
+  test("none in the spec yet, and another source for the other family: both or neither", () => {
+    const mixed = { ...file("fd00:9::/64"), podCidrSource: { ipv4: "spec", ipv6: "file" } } as const;
+    expect(subnets(mixed, { metadata: { name: "node-7" } })).toEqual([]);
+    expect(subnets(mixed)).toEqual(["10.1.7.0/24", "fd00:9::/64"]);
+  });
+
   test("the whole on-link /64: the node's addresses in it are left out, temporary ones too", () => {
     const [range] = ownPodRanges(node(), links, settings(file("2001:db8:1::/64", "none")));
     expect(range).toEqual({

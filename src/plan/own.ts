@@ -89,6 +89,8 @@ export function ownPodRanges(
   gateways: readonly string[] = [],
 ): PodRange[] {
   const own = nodeLinks(links, settings.linkName);
+  // Both families at once: a pod that starts with what is there already would never get an address of the other.
+  if (Object.values(settings.podCidrSource).includes("spec") && specPodCidrs(node).length === 0) return [];
   let evaluated: string[] | undefined;
   const prefixes = families.flatMap((family) => {
     const source = settings.podCidrSource[family];

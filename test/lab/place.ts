@@ -62,7 +62,7 @@ export class Stream implements AsyncDisposable {
   }
 
   /** Ends it, waiting `grace` ms at most for what is still under way. */
-  async stop(grace = 1000): Promise<Count> {
+  async stop(grace = 1000 * patience): Promise<Count> {
     this.#last ??= parseCount(await this.#place.ask("stop", this.#id, grace));
     return this.#last;
   }
