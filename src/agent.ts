@@ -80,7 +80,7 @@ export class Agent {
       // Until all nodes are known only a change of the cluster can help: reasons are kept for the first pass.
       const ready = this.#nodes.complete;
       if (!ready || this.#reasons.size === 0)
-        await this.#sleep(ready ? Math.min(resyncAt, retryAt) : Number.POSITIVE_INFINITY);
+        await this.#sleep(ready ? Math.min(resyncAt, retryAt, this.#host.greetAt) : Number.POSITIVE_INFINITY);
       await Bun.sleep(coalesce);
       if (signal.aborted || !this.#nodes.complete) continue;
       const now = performance.now();
@@ -90,6 +90,7 @@ export class Agent {
         this.forget("resync");
       }
       if (now >= retryAt) this.#reasons.add("retry");
+      if (now >= this.#host.greetAt) this.#reasons.add("new tunnel");
       await this.pass();
       const { failures } = this.#host;
       retryAt =

@@ -33,6 +33,12 @@ export interface Hands {
 /** Milliseconds within which the kernel has told of our own transactions, on the busiest machine. */
 const echo = 10_000;
 
+/**
+ * Milliseconds over which nodes that start together spread their greetings: of two handshakes that cross each other
+ * on the way, each end drops its own, and tries again only after 5 s.
+ */
+const greetingSpread = 500;
+
 export class Host {
   readonly #config: Config;
   readonly #hands: Hands;
@@ -53,6 +59,8 @@ export class Host {
   readonly #wantedEndpoints = new Map<string, string | undefined>();
   readonly #warnedOf = new Set<string>();
   readonly #failures = new Map<string, { count: number; message: string }>();
+  /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
+  greetAt = Number.POSITIVE_INFINITY;
   /** Why the pass that is under way is made, for the log. */
   why = "start";
 
@@ -177,9 +185,7 @@ export class Host {
       await this.attempt("wireguard", () =>
         this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
       );
-    // A tunnel without a peer was made just now, by us or by the node's wireguard-go.
-    if (peers && tunnel.peers.size === 0)
-      await this.attempt("greeting", () => this.perform("peers greeted", greet(linkName, desired.peers)));
+    if (peers) await this.attempt("greeting", () => this.#greet(desired, tunnel));
     if (linked && guarded && filtered && unrouted)
       await this.attempt("CNI file", () => this.#applyCni(desired));
   }
@@ -213,6 +219,15 @@ export class Host {
     if (steps.length === 0) return;
     await this.#hands.perform(steps);
     this.#log.info({ why: this.why, ...details, commands: steps.map(summary) }, what);
+  }
+
+  /** A tunnel that had no peer was made just now, by us or by the node's wireguard-go. */
+  async #greet({ peers }: Desired, tunnel: Tunnel): Promise<void> {
+    const now = performance.now();
+    if (tunnel.peers.size === 0 && peers.length > 0) this.greetAt = now + Math.random() * greetingSpread;
+    if (now < this.greetAt && !this.#hands.paper) return;
+    this.greetAt = Number.POSITIVE_INFINITY;
+    await this.perform("peers greeted", greet(this.#config.linkName, peers));
   }
 
   async #applyLink(desired: Desired): Promise<true> {
