@@ -137,7 +137,7 @@ export class Agent {
   async pass(): Promise<void> {
     const host = this.#host;
     const config = this.#config;
-    host.why = [...this.#reasons].join(", ");
+    host.begin([...this.#reasons].join(", "));
     this.#reasons.clear();
     const node = this.#nodes.own as NodeObject;
 
@@ -145,7 +145,9 @@ export class Agent {
     if (links === undefined) return;
     this.#followAddresses(links);
     const settings = await this.#ownSettings();
-    const routes = config.firewallOnly ? undefined : await host.attempt("routes", () => host.routes());
+    const routes = config.firewallOnly
+      ? undefined
+      : await host.attempt("look at routes", () => host.routes());
     if (!config.firewallOnly && routes === undefined) return;
     const podRanges = await this.#ownPodRanges(node, links, settings, routes);
     if (podRanges === undefined) return;
@@ -179,7 +181,7 @@ export class Agent {
       ? await host.attempt("tunnel", () => host.tunnel())
       : "none";
     if (typeof tunnel === "object") this.#standing ??= standing(tunnel);
-    const routes = await host.attempt("routes", () => host.routes());
+    const routes = await host.attempt("look at routes", () => host.routes());
     if (routes === undefined) return false;
     const desired = plan({
       own,
@@ -253,8 +255,8 @@ export class Agent {
       routes.own.filter((route) => route.type === "unreachable").map((route) => route.prefix),
     );
     const now = performance.now();
-    for (const prefix of this.#departed.keys())
-      if (claimed.has(prefix) || !present.has(prefix)) this.#departed.delete(prefix);
+    for (const [prefix, until] of this.#departed)
+      if (claimed.has(prefix) || (until <= now && !present.has(prefix))) this.#departed.delete(prefix);
     for (const prefix of present)
       if (!claimed.has(prefix) && !this.#departed.has(prefix)) this.#departed.set(prefix, now + departure);
     const left = [...this.#departed].filter(([, until]) => until > now).map(([prefix]) => prefix);

@@ -48,6 +48,8 @@ export class Host {
   // Undefined: to be observed.
   #links: Link[] | undefined;
   #tunnel: Tunnel | undefined;
+  /** When its handshakes were as old as they say, in seconds since 1970. */
+  #tunnelSeenAt = 0;
   #routes: ObservedRoutes | undefined;
   #firewall: ObservedFirewall | undefined;
   #backend: Backend | undefined;
@@ -58,6 +60,7 @@ export class Host {
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
   readonly #warnedOf = new Set<string>();
+  readonly #attempted = new Set<string>();
   readonly #failures = new Map<string, { count: number; message: string }>();
   /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
   greetAt = Number.POSITIVE_INFINITY;
@@ -74,6 +77,14 @@ export class Host {
   /** How often in a row the worst of the resources failed; 0 if all work. */
   get failures(): number {
     return Math.max(0, ...[...this.#failures.values()].map((failure) => failure.count));
+  }
+
+  /** A pass begins; what the last one did not try any more has no failure left. */
+  begin(why: string): void {
+    this.why = why;
+    for (const resource of this.#failures.keys())
+      if (!this.#attempted.has(resource)) this.#failures.delete(resource);
+    this.#attempted.clear();
   }
 
   forgetLinks(): void {
@@ -125,6 +136,7 @@ export class Host {
         this.#tunnel = { publicKey: undefined, port: 0, marked: false, peers: new Map() };
       }
     }
+    if (this.#tunnel === undefined) this.#tunnelSeenAt = Date.now() / 1000;
     const tunnel = this.#tunnel ?? (await observeTunnel(linkName));
     const publicKey = this.#publicKey ?? "";
     await this.perform(
@@ -147,14 +159,14 @@ export class Host {
       return;
     }
     const linked = await this.attempt("link", () => this.#applyLink(desired));
-    const guarded = await this.attempt("firewall", () => this.#applyGuard(desired));
-    const observed = await this.attempt("routes", () => this.routes());
+    const guarded = await this.attempt("guard", () => this.#applyGuard(desired));
+    const observed = await this.attempt("look at routes", () => this.routes());
     if (!observed) return;
     const peers =
       typeof tunnel === "object" &&
-      diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, Date.now() / 1000);
+      diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, this.#tunnelSeenAt);
     const peered = peers
-      ? await this.attempt("wireguard", async () => {
+      ? await this.attempt("peers to add", async () => {
           await this.#withTunnel(peers.result, () =>
             this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) }),
           );
@@ -169,20 +181,20 @@ export class Host {
       ruleFamilies: [],
     };
     const changes = diffRoutes(linkName, peered ? desired : guards, observed);
-    const routed = await this.attempt("routes", async () => {
+    const routed = await this.attempt("routes to add", async () => {
       this.#routes = undefined;
       await this.perform("routes added", changes.add);
       return true;
     });
     if (!peered || !routed) return;
     const filtered = await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
-    const unrouted = await this.attempt("routes", async () => {
+    const unrouted = await this.attempt("routes to remove", async () => {
       await this.perform("routes removed", changes.remove);
       this.#routes = settledRoutes(desired, observed);
       return true;
     });
     if (peers && unrouted)
-      await this.attempt("wireguard", () =>
+      await this.attempt("peers to remove", () =>
         this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
       );
     if (peers) await this.attempt("greeting", () => this.#greet(desired, tunnel));
@@ -200,6 +212,7 @@ export class Host {
 
   /** Runs one resource's part; a failure is told once, noted for the retry, and does not stop the others. */
   async attempt<T>(resource: string, part: () => Promise<T>): Promise<T | undefined> {
+    this.#attempted.add(resource);
     try {
       const result = await part();
       if (this.#failures.delete(resource)) this.#log.info({ resource }, "works again");

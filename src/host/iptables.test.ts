@@ -66,8 +66,8 @@ describe("from nothing", () => {
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -I INPUT 1 -j WIGGLENET-INPUT
       :WIGGLENET-FILTER - [0:0]
-      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
-      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -j DROP
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-unencrypted-ipv4 src -j DROP
+      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -m conntrack --ctstate DNAT -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
@@ -120,8 +120,8 @@ describe("from nothing", () => {
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -I INPUT 1 -j WIGGLENET-INPUT
       :WIGGLENET-FILTER - [0:0]
-      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
-      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -j DROP
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-unencrypted-ipv6 src -j DROP
+      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -m conntrack --ctstate DNAT -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN

@@ -230,7 +230,7 @@ function words({ family, match, verdict }: Rule): string {
     ...(match.notIn ? [`! -i ${match.notIn}`] : []),
     ...(match.notOut ? [`! -o ${match.notOut}`] : []),
     ...(match.from ? [address(match.from, "src")] : []),
-    ...(match.notFrom ? [address(match.notFrom, "src", "! ")] : []),
+    ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),
     ...(match.to ? [address(match.to, "dst")] : []),
     ...(match.notTo ?? []).map((value) => address(value, "dst", "! ")),
     ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),

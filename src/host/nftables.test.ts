@@ -81,15 +81,15 @@ test("the table, from nothing", () => {
     add rule inet wigglenet input meta nfproto ipv6 ip6 saddr @unencrypted-ipv6 accept
     add rule inet wigglenet input meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
-    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct state established,related accept
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct status & dnat != 0 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct state established,related accept
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct status & dnat != 0 accept
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept

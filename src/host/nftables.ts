@@ -84,7 +84,7 @@ function text({ family, match, verdict }: Rule): string {
     ...(match.notIn ? [`iifname != ${link(match.notIn)}`] : []),
     ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
     ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),
-    ...(match.notFrom ? [`${ip} saddr != ${address(match.notFrom)}`] : []),
+    ...(match.notFrom ?? []).map((value) => `${ip} saddr != ${address(value)}`),
     ...(match.to ? [`${ip} daddr ${address(match.to)}`] : []),
     ...(match.notTo ?? []).map((value) => `${ip} daddr != ${address(value)}`),
     ...(match.direction ? [`ct direction ${match.direction}`] : []),

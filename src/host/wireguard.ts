@@ -106,7 +106,7 @@ const prefixesPerArgument = 1_000;
 
 /**
  * @param wanted the endpoints that were last set by us, by public key
- * @param now seconds since 1970
+ * @param now when the tunnel was observed, in seconds since 1970
  */
 export function diffPeers(
   link: string,

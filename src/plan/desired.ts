@@ -119,6 +119,8 @@ export function plan(input: PlanInput): Desired {
       problems.set(node.record.name, [...(problems.get(node.record.name) ?? []), noEndpoint(input)]);
     return peer ? [peer] : [];
   });
+  // A tunnel that we cannot open stands for the node's pods, which may open it, and not for what works without it.
+  const reached = new Set(peers.filter((peer) => peer.endpoint !== undefined).map((peer) => peer.node));
   return {
     link: tunnel
       ? {
@@ -130,7 +132,7 @@ export function plan(input: PlanInput): Desired {
         }
       : undefined,
     peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
-    routes: routes(input, nodes, ownPodCidrs, inTunnel),
+    routes: routes(input, nodes, reached, ownPodCidrs, inTunnel),
     ruleFamilies: tunnelled,
     firewall: firewall({
       link: settings.linkName,
@@ -140,7 +142,9 @@ export function plan(input: PlanInput): Desired {
         ...inside([...own.endpoints, ...input.underlay.flatMap((route) => route.via ?? [])], ownPodCidrs),
         ...nodes.flatMap((node) => inside([...node.record.endpoints, ...node.addresses], node.podCidrs)),
       ],
-      nodes: nodes.filter((node) => node.publicKey).flatMap((node) => node.addresses.filter(inTunnel)),
+      nodes: nodes
+        .filter((node) => reached.has(node.record.name))
+        .flatMap((node) => node.addresses.filter(inTunnel)),
       native: nodes.flatMap((node) => node.record.endpoints.filter((address) => !inTunnel(address))),
       unencrypted: outermost(
         nodes.filter((node) => node.record.clearToNodes).flatMap((node) => node.podCidrs),
@@ -184,6 +188,7 @@ function noEndpoint({ own, settings }: PlanInput): string {
 function routes(
   input: PlanInput,
   nodes: readonly SettledNode[],
+  reached: ReadonlySet<string>,
   ownPodCidrs: readonly string[],
   inTunnel: (value: string) => boolean,
 ): Route[] {
@@ -206,7 +211,7 @@ function routes(
       if (prefixes.some((prefix) => contains(prefix, address))) except(address);
     if (node.publicKey === undefined) continue;
     for (const prefix of prefixes) result.push({ type: "tunnel", prefix, table: "main" });
-    for (const address of node.addresses.filter(inTunnel))
+    for (const address of reached.has(node.record.name) ? node.addresses.filter(inTunnel) : [])
       result.push({ type: "tunnel", prefix: hostPrefix(address), table: tunnelTable });
   }
   return uniqueRoutes(result);

@@ -48,8 +48,8 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
   expect(linesOf(firewall(input()), "ipv4").join("\n")).toMatchInlineSnapshot(`
     "prerouting: in veth+, notFrom @own, spoofed: drop
     postrouting: to @remote, notTo @hosts, notOut wigglenet: drop
-    forward: from @remote, notFrom @hosts, notIn wigglenet: drop
-    forward: from @own, notIn veth+: drop
+    forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
+    forward: from @own, notFrom @hosts, notIn veth+: drop
     postrouting: from @own, to @nodes, direction reply, destinationTranslated: pass
     postrouting: from @own, to @nodes, direction original, sourceTranslated: pass
     postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
@@ -129,6 +129,7 @@ describe("what the filter adds, at forward", () => {
       "forward: to @own, established: pass
       forward: to @own, destinationTranslated: pass
       forward: to @own, in veth+: pass
+      forward: to @own, from @own: pass
       forward: to @own, from @remote: pass
       forward: to @own, from @native: pass
       forward: to @own: drop"
@@ -231,7 +232,7 @@ describe("sets", () => {
 
 test("a rule names sets, links and ranges of the protocols, never an address of the cluster", () => {
   const on = { ipv4: true, ipv6: true };
-  const addresses = ({ from, to, notFrom, notTo = [] }: Conditions) => [from, to, notFrom, ...notTo];
+  const addresses = ({ from, to, notFrom = [], notTo = [] }: Conditions) => [from, to, ...notFrom, ...notTo];
   const { rules } = firewall(input({ filter: on, masquerade: on }));
   const named = new Set(rules.flatMap(({ match }) => addresses(match)).filter((each) => each !== undefined));
   expect([...named].filter((each) => !each.startsWith("@")).sort()).toEqual(["::/128", "fe80::/10"]);

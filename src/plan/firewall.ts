@@ -28,7 +28,7 @@ export interface Conditions {
   notIn?: string;
   notOut?: string;
   from?: Addresses;
-  notFrom?: Addresses;
+  notFrom?: Addresses[];
   to?: Addresses;
   notTo?: Addresses[];
   direction?: "original" | "reply";
@@ -121,11 +121,12 @@ function noPlaintext(link: string, family: Family): Rule[] {
           rule("prerouting", "pass", { in: podLinks, from: "::/128" }),
         ]
       : []),
-    rule("prerouting", "drop", { in: podLinks, notFrom: "@own", spoofed: true }),
+    rule("prerouting", "drop", { in: podLinks, notFrom: ["@own"], spoofed: true }),
     rule("postrouting", "drop", { to: "@remote", notTo: ["@hosts"], notOut: link }),
-    rule("forward", "drop", { from: "@remote", notFrom: "@hosts", notIn: link }),
+    // A Service or hostPort of ours leads what another kind of agent sends in the clear to an own pod.
+    rule("forward", "drop", { from: "@remote", notFrom: ["@hosts", "@unencrypted"], notIn: link }),
     // What claims to be an own pod comes from one.
-    rule("forward", "drop", { from: "@own", notIn: podLinks }),
+    rule("forward", "drop", { from: "@own", notFrom: ["@hosts"], notIn: podLinks }),
     // Replies of translated connections, and flows masqueraded before the tunnel stood, go the way they came.
     rule("postrouting", "pass", {
       from: "@own",
@@ -139,15 +140,15 @@ function noPlaintext(link: string, family: Family): Rule[] {
       direction: "original",
       sourceTranslated: true,
     }),
-    rule("postrouting", "drop", { from: "@own", notFrom: "@hosts", to: "@nodes", notOut: link }),
+    rule("postrouting", "drop", { from: "@own", notFrom: ["@hosts"], to: "@nodes", notOut: link }),
     rule("input", "pass", { in: "lo" }),
     // Neighbour discovery (RFC 4861) comes from whoever is on the link, a router inside the own prefix too.
     ...(family === "ipv6"
       ? [133, 134, 135, 136, 137].map((icmpv6) => rule("input", "pass", { icmpv6 }))
       : []),
-    rule("input", "drop", { from: "@own", notFrom: "@hosts", notIn: podLinks }),
+    rule("input", "drop", { from: "@own", notFrom: ["@hosts"], notIn: podLinks }),
     rule("input", "pass", { from: "@unencrypted" }),
-    rule("input", "drop", { from: "@remote", notFrom: "@hosts", notIn: link }),
+    rule("input", "drop", { from: "@remote", notFrom: ["@hosts"], notIn: link }),
   ];
 }
 
@@ -168,7 +169,7 @@ function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
     { in: podLinks },
     ...(family === "ipv6" ? passingIcmpv6.map((icmpv6) => ({ icmpv6 })) : []),
     // Routed natively, another node's pods and the nodes are told by nothing but their addresses.
-    ...(tunnelled ? [{ in: link }] : ([{ from: "@remote" }, { from: "@native" }] as const)),
+    ...(tunnelled ? [{ in: link }] : ([{ from: "@own" }, { from: "@remote" }, { from: "@native" }] as const)),
   ];
   return [
     ...passing.map(
@@ -183,7 +184,7 @@ function masquerade(family: Family, random: boolean): Rule {
   return {
     hook: "srcnat",
     family,
-    match: { from: "@own", notFrom: "@hosts", notTo: ["@own", "@remote", "@nodes", "@keep"] },
+    match: { from: "@own", notFrom: ["@hosts"], notTo: ["@own", "@remote", "@nodes", "@keep"] },
     // Ports at random: two CPUs' NAT else race for the same one (flannel#1004).
     verdict: random ? "masquerade-random" : "masquerade",
   };
