@@ -238,7 +238,7 @@ export class Host {
   async #greet({ peers }: Desired, tunnel: Tunnel): Promise<void> {
     const now = performance.now();
     if (tunnel.peers.size === 0 && peers.length > 0) this.greetAt = now + Math.random() * greetingSpread;
-    if (now < this.greetAt && !this.#hands.paper) return;
+    if (this.greetAt === Number.POSITIVE_INFINITY || (now < this.greetAt && !this.#hands.paper)) return;
     this.greetAt = Number.POSITIVE_INFINITY;
     await this.perform("peers greeted", greet(this.#config.linkName, peers));
   }

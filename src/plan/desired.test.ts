@@ -186,6 +186,19 @@ test("two nodes, dual-stack: all of it", () => {
   expect(cni).toContain(`"mtu": 1420`);
 });
 
+test("a peer without an endpoint gets its pods' packets, as it may come to us, and none for its addresses", () => {
+  const { peers, routes, firewall } = plan(
+    input({ own: { endpoints: ["2001:db8::200"] }, nodes: [node(1, { endpoints: ["192.0.2.1"] })] }),
+  );
+  expect(peers.map((peer) => peer.endpoint)).toEqual([undefined]);
+  expect(firewall.sets.nodes).toEqual([]);
+  const tunnelled = routes.filter((route) => route.type === "tunnel");
+  expect(tunnelled.map((route) => `${route.table} ${route.prefix}`)).toEqual([
+    "main 10.1.1.0/24",
+    "main fd00:1:0:1::/64",
+  ]);
+});
+
 describe("peers", () => {
   const all = "10.1.1.0/24,192.0.2.1/32,2001:db8::1/128,fd00:1:0:1::/64";
   test.each<[title: string, Tweak, expected: string[]]>([
