@@ -60,6 +60,11 @@ export class Host {
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
   readonly #warnedOf = new Set<string>();
+  /**
+   * What the next pass has to observe anew. The pass that is under way may still be looking, or writing down what it
+   * has done: it would put back what it knew from before the change.
+   */
+  #forgotten = { links: false, firewall: false, rest: false };
   readonly #attempted = new Set<string>();
   readonly #failures = new Map<string, { count: number; message: string }>();
   /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
@@ -82,17 +87,24 @@ export class Host {
   /** A pass begins; what the last one did not try any more has no failure left. */
   begin(why: string): void {
     this.why = why;
+    if (this.#forgotten.links) this.#links = undefined;
+    if (this.#forgotten.firewall) this.#firewall = undefined;
+    if (this.#forgotten.rest) {
+      this.#tunnel = undefined;
+      this.#routes = undefined;
+    }
+    this.#forgotten = { links: false, firewall: false, rest: false };
     for (const resource of this.#failures.keys())
       if (!this.#attempted.has(resource)) this.#failures.delete(resource);
     this.#attempted.clear();
   }
 
   forgetLinks(): void {
-    this.#links = undefined;
+    this.#forgotten.links = true;
   }
 
   forgetFirewall(): void {
-    this.#firewall = undefined;
+    this.#forgotten.firewall = true;
   }
 
   /** Takes one transaction that the kernel tells of for our own; false if we have made none that it has not told of. */
@@ -103,10 +115,7 @@ export class Host {
   }
 
   forget(): void {
-    this.#links = undefined;
-    this.#tunnel = undefined;
-    this.#routes = undefined;
-    this.#firewall = undefined;
+    this.#forgotten = { links: true, firewall: true, rest: true };
   }
 
   async links(): Promise<Link[]> {

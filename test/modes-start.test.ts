@@ -318,6 +318,7 @@ describe("on a node", () => {
     const pod = await node.pod("p");
     const server = async () => (await node.$`pidof wireguard-go`).stdout.trim();
     const pid = await server();
+    await lab.shakeHands();
     await until("all to know it", async () => (await lab.unreached([pod, p1, p2])).length === 0);
     await using probe = await lab.probe(pod, p1);
     await using back = await lab.probe(p2, pod, { family: "ipv6" });

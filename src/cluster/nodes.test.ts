@@ -183,7 +183,9 @@ describe("following the Nodes", () => {
       api.put({ ...theirs(2), status: { addresses: [{ type: "InternalIP", address: "192.0.2.88" }] } });
       nodes.refresh(stop.signal);
       await until("read again", () => kept()[1] === "n2 10.1.2.0/24 192.0.2.88");
-      expect(gets()).toEqual(["get n2", "get n2"]);
+      // Once more if the event came while the answer was on its way.
+      expect(gets().slice(0, 2)).toEqual(["get n2", "get n2"]);
+      expect(gets().length).toBeLessThanOrEqual(3);
     });
 
     test("one that is gone when it is read is not waited for", async () => {

@@ -31,6 +31,8 @@ export class ClusterNodes {
   #listed = false;
   /** Nodes whose annotations do not say all, with the annotations that were read whole; undefined: to be read. */
   readonly #ofOtherKind = new Map<string, string | undefined>();
+  /** Of those, how often they were to be read: a change while the answer is on its way has it asked for again. */
+  readonly #asked = new Map<string, number>();
   #reading: Promise<void> | undefined;
   /** Whether `others` changed since that was last told. */
   #untold = false;
@@ -180,8 +182,10 @@ export class ClusterNodes {
     if (saysAll(annotations)) {
       this.#ofOtherKind.delete(name);
       this.#set(name, fromAnnotations(item));
-    } else if (this.#ofOtherKind.get(name) !== JSON.stringify(annotations ?? {}))
+    } else if (this.#ofOtherKind.get(name) !== JSON.stringify(annotations ?? {})) {
       this.#ofOtherKind.set(name, undefined);
+      this.#asked.set(name, (this.#asked.get(name) ?? 0) + 1);
+    }
   }
 
   /** Reads what is to be read whole, then tells of the change. */
@@ -219,6 +223,7 @@ export class ClusterNodes {
   }
 
   async #readNode(name: string, signal: AbortSignal): Promise<void> {
+    const asked = this.#asked.get(name);
     try {
       const node = await this.#client.json<ApiObject & NodeObject>({
         path: `${nodes}/${encodeURIComponent(name)}`,
@@ -229,7 +234,7 @@ export class ClusterNodes {
       const record = saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node);
       // Its pod CIDRs may still be allocated, which no annotation will tell: any change of it has it read again.
       const seen = record.podCidrs.length > 0 ? JSON.stringify(node.metadata.annotations ?? {}) : "";
-      this.#ofOtherKind.set(name, seen);
+      if (this.#asked.get(name) === asked) this.#ofOtherKind.set(name, seen);
       this.#set(name, record);
     } catch (error) {
       if (!(error instanceof ApiError && error.status === 404)) throw error;
