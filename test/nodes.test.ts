@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
+import { until } from "./lab/process.ts";
 
 test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that is off is named", async () => {
   await using lab = await Lab.start({
@@ -18,14 +19,14 @@ test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that
     `addr add ${addresses.ipv6}/128 dev lan0 nodad`,
   );
   await lab.startAgents();
-  expect(n2.agentLog().find((line) => String(line.msg).startsWith("forwarding is off"))?.off).toEqual([
-    "net.ipv4.ip_forward",
-    "net.ipv6.conf.all.forwarding",
-  ]);
-  expect(n1.agentLog().some((line) => String(line.msg).startsWith("forwarding is off"))).toBe(false);
+  const forwarding = (node: LightNode) =>
+    node.agentLog().find((line) => String(line.msg).startsWith("forwarding is off"));
+  await until("forwarding to be named", () => forwarding(n2));
+  expect(forwarding(n2)?.off).toEqual(["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]);
 
   const pod = await n2.pod("p");
   await lab.shakeHands();
+  expect(forwarding(n1)).toBeUndefined();
   const lan: Host = { name: "lan0 of n1", addresses, place: n1.place };
   await using capture = await lab.capture(`host ${addresses.ipv4} or host ${addresses.ipv6}`);
   expect(await lab.unreached([[pod, lan]])).toEqual([]);

@@ -63,7 +63,7 @@ export function allowedIpOwners(tunnel: Peers | undefined): Map<string, string> 
 }
 
 interface Peers {
-  peers: ReadonlyMap<string, Pick<ObservedPeer, "endpoint" | "allowedIps">>;
+  peers: ReadonlyMap<string, Pick<ObservedPeer, "endpoint" | "allowedIps"> & { node?: string }>;
 }
 
 /** What decides between two nodes that claim the same. */
@@ -72,7 +72,10 @@ export function standing(tunnel: Peers): Standing {
     const address = endpoint && parseAddress(endpoint.replace(/:\d+$/, "").replace(/^\[|\]$/g, ""));
     return address ? [[publicKey, address] as const] : [];
   });
-  return { owners: allowedIpOwners(tunnel), endpoints: new Map(endpoints) };
+  const holders = [...tunnel.peers].flatMap(([publicKey, { node }]) =>
+    node === undefined ? [] : [[publicKey, node] as const],
+  );
+  return { owners: allowedIpOwners(tunnel), endpoints: new Map(endpoints), holders: new Map(holders) };
 }
 
 /** The own key and port, where they differ, and no mark. */

@@ -38,6 +38,7 @@ function stands(values: Record<string, string> = {}): Standing {
   return {
     owners: new Map(entries.filter(([name]) => name.includes("/"))),
     endpoints: new Map(entries.filter(([name]) => !name.includes("/"))),
+    holders: new Map(),
   };
 }
 
@@ -206,11 +207,18 @@ describe("who wins", () => {
         [`a: ${cidr}`, "b: "],
       ],
       [
-        "no key, and yet its pod CIDR is its own",
+        "no key: what can have a tunnel comes first",
         own(),
         [node("a", [cidr], { publicKey: "" }), b],
         {},
-        [`a!: ${cidr}`, "b: "],
+        ["a!: ", `b: ${cidr}`],
+      ],
+      [
+        "no key, and yet its pod CIDR is its own",
+        own(),
+        [node("a", [cidr], { publicKey: "" })],
+        {},
+        [`a!: ${cidr}`],
       ],
     ],
   )("%s", (_, claims, nodes, standing, expected) => {
@@ -359,6 +367,7 @@ describe("properties", () => {
           endpoints[0] === undefined ? [] : [[key, endpoints[0]] as const],
         ),
       ),
+      holders: new Map(peers.map(({ publicKey: key = "", record: { name } }) => [key, name])),
     };
   }
 
@@ -388,7 +397,7 @@ describe("properties", () => {
         const reversed = settle(claims, [...nodes].reverse(), stands());
         return Bun.deepEquals(tunnel(reversed), tunnel(settlement));
       }),
-      { seed: 1, numRuns: 10_000 },
+      { numRuns: 10_000 },
     );
   }, 60_000);
 
@@ -433,8 +442,7 @@ describe("properties", () => {
         // And it comes to rest: what is settled is settled the same again.
         expect(tunnel(settle(claims, [...late, ...before], tunnel(second)))).toEqual(tunnel(second));
       }),
-      // Other seeds find a case with three nodes in which it does not hold yet: a prefix inside an older, refused one.
-      { seed: 1, numRuns: 1_000 },
+      { numRuns: 1_000 },
     );
   }, 60_000);
 });

@@ -24,6 +24,8 @@ export interface Standing {
   owners: ReadonlyMap<string, string>;
   /** By public key the address that its packets go to. */
   endpoints: ReadonlyMap<string, string>;
+  /** By public key the node that had it so far; empty after a start, as the kernel knows no names. */
+  holders: ReadonlyMap<string, string>;
 }
 
 /** A node with those of its claims that hold. */
@@ -51,8 +53,8 @@ interface Claim {
 
 /** Whose an address is that is claimed twice: no node has an empty name. */
 const nobody = "";
-/** What comes first wins; age decides between equals. */
-const rank = { own: 0, standing: 1, guard: 2, new: 3 } as const;
+/** What comes first wins; age decides between equals. A node without a key has no tunnel that could ever stand. */
+const rank = { own: 0, standing: 1, guard: 2, new: 3, keyless: 4 } as const;
 
 /** @param nodes all nodes but our own */
 export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
@@ -101,9 +103,12 @@ function settleKeys(
   return new Map([...holders].map(([key, node]) => [node.name, key]));
 }
 
-/** How much of what a node says is in the tunnel: most of all where its packets go, then how many of its prefixes. */
+/**
+ * How much of what a node says is in the tunnel: most of all that the key was its own, then where its packets go, then
+ * how many of its prefixes.
+ */
 function fitOf(
-  { publicKey, podCidrs, addresses, endpoints }: NodeRecord,
+  { name, publicKey, podCidrs, addresses, endpoints }: NodeRecord,
   reaches: readonly Family[],
   standing: Standing,
 ): number {
@@ -113,7 +118,11 @@ function fitOf(
   );
   // An address further down the list is not where packets would go.
   const best = endpoints.find((address) => reaches.includes(familyOf(address)));
-  return held.length + (best !== undefined && best === standing.endpoints.get(publicKey) ? 0x10000 : 0);
+  return (
+    held.length +
+    (best !== undefined && best === standing.endpoints.get(publicKey) ? 0x10000 : 0) +
+    (standing.holders.get(publicKey) === name ? 0x20000 : 0)
+  );
 }
 
 function listClaims(
@@ -146,13 +155,14 @@ function listClaims(
     claims.push({ node: nobody, prefix: address, kind: "endpoint", rank: rank.guard, created: "" });
   for (const node of nodes) {
     const key = keys.get(node.name);
+    const fresh = key === undefined ? rank.keyless : rank.new;
     const claim = (prefix: string, kind: Claim["kind"], allowedIp: string): Claim => {
       const stands = key !== undefined && owners.get(allowedIp) === key;
       return {
         node: node.name,
         prefix,
         kind,
-        rank: stands ? rank.standing : rank.new,
+        rank: stands ? rank.standing : fresh,
         created: node.created,
       };
     };
@@ -164,7 +174,7 @@ function listClaims(
           node: node.name,
           prefix: endpoint,
           kind: "endpoint",
-          rank: used ? rank.guard : rank.new,
+          rank: used ? rank.guard : fresh,
           created: node.created,
         });
       }

@@ -61,7 +61,7 @@ function input({ own, settings, standing, ...rest }: Tweak = {}): PlanInput {
       ...settings,
     },
     underlayMtu: 1500,
-    standing: { owners: new Map(Object.entries(standing ?? {})), endpoints: new Map() },
+    standing: { owners: new Map(Object.entries(standing ?? {})), endpoints: new Map(), holders: new Map() },
     underlay: [
       { prefix: "0.0.0.0/0", via: "192.0.2.254", dev: "eth0", metric: 0 },
       { prefix: "192.0.2.0/24", via: undefined, dev: "eth0", metric: 0 },
