@@ -46,6 +46,8 @@ export class Agent {
   #synced = false;
   /** Of the node's own links, at the last look. */
   #addresses: ReadonlySet<string> = new Set();
+  /** Names in NODE_IP_INTERFACES that no link had then. */
+  #missing: string[] = [];
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -57,7 +59,7 @@ export class Agent {
     /** Of the tunnel; null if there is none. */
     publicKey: string | null;
     version: string;
-    /** Addresses that no node may claim. */
+    /** Addresses that no pod CIDR may cover. */
     reserved: string[];
     log: Logger;
   }) {
@@ -204,11 +206,18 @@ export class Agent {
 
   /** Connections to the API server die silently with the address that they come from. */
   #followAddresses(links: readonly Link[]): void {
-    const present = new Set(
-      nodeLinks(links, this.#config.linkName).flatMap((link) => link.addresses.map((entry) => entry.address)),
-    );
+    const own = nodeLinks(links, this.#config.linkName);
+    const present = new Set(own.flatMap((link) => link.addresses.map((entry) => entry.address)));
     if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
     this.#addresses = present;
+    // A mistyped name, or a link that is still to come.
+    const missing = this.#config.nodeIpInterfaces.filter((name) => !own.some((link) => link.name === name));
+    if (missing.length > 0 && !Bun.deepEquals(missing, this.#missing))
+      this.#log.warn(
+        { missing, links: own.map((link) => link.name) },
+        "NODE_IP_INTERFACES names links that are not there: their addresses will be published once they are",
+      );
+    this.#missing = missing;
   }
 
   async #ownSettings(): Promise<OwnSettings> {

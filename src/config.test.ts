@@ -149,6 +149,11 @@ describe("mistakes: the variable, its value, what would be right", () => {
     ],
     [{ WIGGLENET_IFACE_NAME: "a.b" }, "must be a link name"],
     [{ WIGGLENET_IFACE_NAME: "../x" }, "must be a link name"],
+    [
+      { WIGGLENET_IFACE_NAME: "veth-wg" },
+      'WIGGLENET_IFACE_NAME="veth-wg": must not be lo, nor begin with veth',
+    ],
+    [{ WIGGLENET_IFACE_NAME: "lo" }, "must not be lo"],
     [{ WIGGLENET_WG_PORT: "0" }, 'WIGGLENET_WG_PORT="0": must be a whole number from 1 to 65535'],
     [{ WIGGLENET_WG_PORT: "65536" }, "from 1 to 65535"],
     [{ WIGGLENET_WG_PORT: "0x10" }, "from 1 to 65535"],
@@ -243,9 +248,15 @@ describe("expressions", () => {
     expect(evaluated({ POD_CIDR_EXPRESSION: 'cidr("10.8.0.0/24")' })).toEqual(["10.8.0.0/24"]);
   });
 
-  test("in a file, which counts more", () => {
-    const env = { POD_CIDR_EXPRESSION_PATH: join(folder, "expression"), POD_CIDR_EXPRESSION: "1 +" };
-    expect(evaluated(env)).toEqual(["10.9.0.0/24"]);
+  test("in a file", () => {
+    expect(evaluated({ POD_CIDR_EXPRESSION_PATH: join(folder, "expression") })).toEqual(["10.9.0.0/24"]);
+  });
+
+  test("in both places", () => {
+    const both = { POD_CIDR_EXPRESSION_PATH: join(folder, "expression"), POD_CIDR_EXPRESSION: "[]" };
+    expect(mistakes({ POD_CIDR_SOURCE_IPV4: "expression", ...both })).toEqual([
+      'POD_CIDR_EXPRESSION="[]": must not be set while POD_CIDR_EXPRESSION_PATH is: unset one of the two',
+    ]);
   });
 
   test("in a file, and wrong", () => {

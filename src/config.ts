@@ -108,6 +108,8 @@ export function readConfig(env: Environment): Config {
   // The kernel's limit is 15 bytes; dots would split the sysctl path.
   if (!/^[A-Za-z0-9_-]{1,15}$/.test(linkName))
     wrong("WIGGLENET_IFACE_NAME", "must be a link name of 1 to 15 letters, digits, - and _");
+  else if (/^veth|^lo$/.test(linkName))
+    wrong("WIGGLENET_IFACE_NAME", "must not be lo, nor begin with veth: so are pods' links named");
   const nodeIpInterfaces = text("NODE_IP_INTERFACES", "")
     .split(",")
     .map((name) => name.trim())
@@ -179,6 +181,8 @@ function readExpression(
   wrong: (name: string, right: string) => void,
 ): Expression | undefined {
   const file = env.POD_CIDR_EXPRESSION_PATH;
+  if (file && env.POD_CIDR_EXPRESSION)
+    wrong("POD_CIDR_EXPRESSION", "must not be set while POD_CIDR_EXPRESSION_PATH is: unset one of the two");
   const name = file ? "POD_CIDR_EXPRESSION_PATH" : "POD_CIDR_EXPRESSION";
   try {
     const source = file ? readFileSync(file, "utf8") : (env[name] ?? "");

@@ -36,15 +36,6 @@ function lost(counts: Count[]): number[] {
   return counts.map((count) => count.lost);
 }
 
-/** Each reaches it once, one after the other: sent from both ends at once, handshakes collide (see Lab.shakeHands). */
-async function met(from: Host[], to: Host): Promise<void> {
-  for (const host of from)
-    await until(`${host.name} to reach ${to.name}`, async () => (await lab.reach(host, to)).ok, {
-      // An agent that missed the API server for long asks for it again within 30 s.
-      timeout: 45_000,
-    });
-}
-
 const none = Array.from({ length: 8 }, () => 0);
 
 /** What the kernel, the disk and the API have of a node, as far as it is the agent's. */
@@ -93,7 +84,7 @@ test(
       [host, pod],
       [pod, host],
     ]);
-    await met([a, b], pod);
+    await lab.shakeHands([a, b, pod]);
     await until(
       "all to reach the newcomer and be reached",
       async () => (await lab.unreached(both)).length === 0,
@@ -221,7 +212,7 @@ test(
     );
     const pod = await node.pod("new");
     expect(pod.addresses.ipv4).toStartWith("10.244.200.");
-    await met([a, b], pod);
+    await lab.shakeHands([a, b, pod]);
     await until(
       "all to reach the new pod",
       async () =>
@@ -284,7 +275,7 @@ test(
     const newcomer = await lab.addNode({ podCIDRs });
     await newcomer.ready(40_000);
     const pod = await newcomer.pod("p");
-    await met([a, b], pod);
+    await lab.shakeHands([a, b, pod]);
     await until(
       "the change to arrive",
       async () =>

@@ -13,6 +13,14 @@ const readsAtOnce = 16;
  */
 const grace = 3_000;
 
+/** What was read of a Node whose annotations do not say all. */
+interface Reading {
+  /** Those that were read with it; undefined: it is to be read. */
+  annotations: string | undefined;
+  /** How often it was to be read: a change while the answer is on its way has it asked for again. */
+  changes: number;
+}
+
 export class ClusterNodes {
   /** The own Node, as it was last: one that is deleted is missed in the log, and what it had stays. */
   own: NodeObject | undefined;
@@ -29,10 +37,8 @@ export class ClusterNodes {
   readonly #log: Logger;
   readonly #changed: () => void;
   #listed = false;
-  /** Nodes whose annotations do not say all, with the annotations that were read whole; undefined: to be read. */
-  readonly #ofOtherKind = new Map<string, string | undefined>();
-  /** Of those, how often they were to be read: a change while the answer is on its way has it asked for again. */
-  readonly #asked = new Map<string, number>();
+  /** Nodes whose annotations do not say all. */
+  readonly #ofOtherKind = new Map<string, Reading>();
   #reading: Promise<void> | undefined;
   /** Whether `others` changed since that was last told. */
   #untold = false;
@@ -91,7 +97,7 @@ export class ClusterNodes {
 
   /** Reads the Nodes of the other kind again: their status may have changed without a change of their metadata. */
   refresh(signal: AbortSignal): void {
-    for (const name of this.#ofOtherKind.keys()) this.#ofOtherKind.set(name, undefined);
+    for (const reading of this.#ofOtherKind.values()) reading.annotations = undefined;
     if (this.#listed) this.#settle(signal);
   }
 
@@ -182,10 +188,13 @@ export class ClusterNodes {
     if (saysAll(annotations)) {
       this.#ofOtherKind.delete(name);
       this.#set(name, fromAnnotations(item));
-    } else if (this.#ofOtherKind.get(name) !== JSON.stringify(annotations ?? {})) {
-      this.#ofOtherKind.set(name, undefined);
-      this.#asked.set(name, (this.#asked.get(name) ?? 0) + 1);
+      return;
     }
+    const reading = this.#ofOtherKind.get(name) ?? { annotations: undefined, changes: 0 };
+    this.#ofOtherKind.set(name, reading);
+    if (reading.annotations === JSON.stringify(annotations ?? {})) return;
+    reading.annotations = undefined;
+    reading.changes += 1;
   }
 
   /** Reads what is to be read whole, then tells of the change. */
@@ -204,7 +213,7 @@ export class ClusterNodes {
   async #readWhole(signal: AbortSignal): Promise<void> {
     for (let failures = 0; !signal.aborted; ) {
       const names = [...this.#ofOtherKind]
-        .filter(([, version]) => version === undefined)
+        .filter(([, { annotations }]) => annotations === undefined)
         .map(([name]) => name);
       if (names.length === 0) return;
       try {
@@ -223,18 +232,20 @@ export class ClusterNodes {
   }
 
   async #readNode(name: string, signal: AbortSignal): Promise<void> {
-    const asked = this.#asked.get(name);
+    const reading = this.#ofOtherKind.get(name);
+    const changes = reading?.changes;
     try {
       const node = await this.#client.json<ApiObject & NodeObject>({
         path: `${nodes}/${encodeURIComponent(name)}`,
         signal,
       });
       // It may have left, or have become one of our kind, while the answer was on its way.
-      if (!this.#ofOtherKind.has(name)) return;
+      if (reading === undefined || this.#ofOtherKind.get(name) !== reading) return;
       const record = saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node);
       // Its pod CIDRs may still be allocated, which no annotation will tell: any change of it has it read again.
-      const seen = record.podCidrs.length > 0 ? JSON.stringify(node.metadata.annotations ?? {}) : "";
-      if (this.#asked.get(name) === asked) this.#ofOtherKind.set(name, seen);
+      if (reading.changes === changes)
+        reading.annotations =
+          record.podCidrs.length > 0 ? JSON.stringify(node.metadata.annotations ?? {}) : "";
       this.#set(name, record);
     } catch (error) {
       if (!(error instanceof ApiError && error.status === 404)) throw error;

@@ -12,7 +12,7 @@ export interface OwnClaims {
   publicKey: string | null;
   podCidrs: readonly string[];
   addresses: readonly string[];
-  /** Other addresses that must stay where they are: the API server's. */
+  /** Addresses that this node itself talks to, and no pod CIDR may cover: the API server's. */
   reserved: readonly string[];
   /** Families in which it can reach a peer. */
   reaches: readonly Family[];
@@ -148,7 +148,12 @@ function listClaims(
   });
   const claims = [
     ...own.podCidrs.map((prefix) => ours(prefix, "pod CIDR")),
-    ...[...own.addresses, ...own.reserved].map((address) => ours(address, "address")),
+    ...own.addresses.map((address) => ours(address, "address")),
+    // The one node that has such an address may have it inside its own pod CIDR.
+    ...own.reserved.map((address) => ({
+      ...ours(address, "endpoint"),
+      node: (contested.has(address) ? undefined : claimants.get(address)) ?? own.name,
+    })),
   ];
   // Tunnelled for neither means for no third by a pod CIDR either, nor for one of the two.
   for (const address of contested)

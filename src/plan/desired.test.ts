@@ -1,97 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { type Desired, type PlanInput, plan, type Route } from "./desired.ts";
+import { type Desired, plan } from "./desired.ts";
 import type { Firewall, Rule } from "./firewall.ts";
-import type { NodeRecord } from "./node.ts";
-import { podRange } from "./pods.ts";
-
-/** Node number n: 10.1.n.0/24 and fd00:1:0:n::/64 on 192.0.2.n and 2001:db8::n. */
-function node(n: number, tweak: Partial<NodeRecord> = {}): NodeRecord {
-  const addresses = [`192.0.2.${n}`, `2001:db8::${n}`];
-  return {
-    name: `n${n}`,
-    created: "2024-01-01T00:00:00Z",
-    publicKey: `key-${n}`,
-    podCidrs: [`10.1.${n}.0/24`, `fd00:1:0:${n}::/64`],
-    addresses,
-    endpoints: addresses,
-    clearToNodes: false,
-    problems: [],
-    ...tweak,
-  };
-}
-
-function keyless(n: number, tweak: Partial<NodeRecord> = {}): NodeRecord {
-  const { publicKey: _, ...record } = node(n, tweak);
-  return record;
-}
-
-interface Tweak {
-  nodes?: NodeRecord[];
-  own?: Partial<PlanInput["own"]>;
-  settings?: Partial<PlanInput["settings"]>;
-  underlay?: PlanInput["underlay"];
-  underlayMtu?: number;
-  departed?: string[];
-  reserved?: string[];
-  standing?: Record<string, string>;
-}
-
-/** Own node number 0, dual-stack, with one other. */
-function input({ own, settings, standing, ...rest }: Tweak = {}): PlanInput {
-  return {
-    own: {
-      name: "n0",
-      publicKey: "key-0",
-      podRanges: [podRange("10.1.0.0/24", []), podRange("fd00:1::/64", [])],
-      addresses: ["192.0.2.200", "2001:db8::200"],
-      endpoints: ["192.0.2.200", "2001:db8::200"],
-      ...own,
-    },
-    nodes: [node(1)],
-    settings: {
-      port: 24601,
-      tunnelFamilies: ["ipv4", "ipv6"],
-      nativeRouting: { ipv4: false, ipv6: false },
-      linkName: "wigglenet",
-      masquerade: { ipv4: true, ipv6: true },
-      masqueradeRandomFully: true,
-      nonMasqueradeCidrs: [],
-      filter: { ipv4: false, ipv6: false },
-      ...settings,
-    },
-    underlayMtu: 1500,
-    standing: { owners: new Map(Object.entries(standing ?? {})), endpoints: new Map(), holders: new Map() },
-    underlay: [
-      { prefix: "0.0.0.0/0", via: "192.0.2.254", dev: "eth0", metric: 0 },
-      { prefix: "192.0.2.0/24", via: undefined, dev: "eth0", metric: 0 },
-      { prefix: "::/0", via: "fe80::1", dev: "eth0", metric: 1024 },
-      { prefix: "2001:db8::/64", via: undefined, dev: "eth0", metric: 256 },
-    ],
-    departed: [],
-    reserved: [],
-    ...rest,
-  };
-}
-
-/** A route in a line: `10.1.1.0/24 tunnel`, `192.0.2.1/32 tunnel 24601`, `10.1.1.0/24 unreachable`. */
-function line(route: Route): string {
-  switch (route.type) {
-    case "tunnel":
-      return `${route.prefix} tunnel${route.table === "main" ? "" : ` ${route.table}`}`;
-    case "unreachable":
-      return `${route.prefix} unreachable`;
-    case "underlay":
-      return `${route.prefix} ${route.via ? `via ${route.via} ` : ""}dev ${route.dev}`;
-  }
-}
-
-const routesOf = (tweak?: Tweak) => plan(input(tweak)).routes.map(line);
-const peersOf = (tweak?: Tweak) =>
-  plan(input(tweak)).peers.map((peer) => `${peer.publicKey} ${peer.endpoint} ${peer.allowedIps.join(",")}`);
-const native = (...families: ("ipv4" | "ipv6")[]) => ({
-  settings: { nativeRouting: { ipv4: families.includes("ipv4"), ipv6: families.includes("ipv6") } },
-});
+import { input, keyless, native, node, peersOf, type Tweak } from "./fixtures/input.ts";
 
 test("two nodes, dual-stack: all of it", () => {
   const { cni, firewall, ...rest } = plan(input());
@@ -242,166 +153,13 @@ describe("peers", () => {
     ["IPv4 routed natively", native("ipv4"), ["key-1 192.0.2.1:24601 2001:db8::1/128,fd00:1:0:1::/64"]],
     ["IPv6 routed natively", native("ipv6"), ["key-1 192.0.2.1:24601 10.1.1.0/24,192.0.2.1/32"]],
     [
-      "the API server's address stays outside",
-      { reserved: ["192.0.2.1"] },
-      ["key-1 192.0.2.1:24601 10.1.1.0/24,2001:db8::1/128,fd00:1:0:1::/64"],
+      "no pod CIDR over the API server's address",
+      { reserved: ["10.1.1.7"] },
+      ["key-1 192.0.2.1:24601 192.0.2.1/32,2001:db8::1/128,fd00:1:0:1::/64"],
     ],
     ["our own key", { nodes: [node(1, { publicKey: "key-0" })] }, []],
   ])("%s", (_, tweak, expected) => {
     expect(peersOf(tweak)).toEqual(expected);
-  });
-});
-
-describe("routes", () => {
-  const ownGuards = ["10.1.0.0/24 unreachable", "fd00:1::/64 unreachable"];
-  test.each<[title: string, Tweak, expected: string[]]>([
-    // A packet to a dead address of the own pod CIDR must not leave by the default route.
-    ["alone", { nodes: [] }, ownGuards],
-    [
-      "pod CIDRs in the main table over an unreachable one, node addresses in the other",
-      {},
-      [
-        "10.1.0.0/24 unreachable",
-        "10.1.1.0/24 tunnel",
-        "10.1.1.0/24 unreachable",
-        "192.0.2.1/32 tunnel 24601",
-        "2001:db8::1/128 tunnel 24601",
-        "fd00:1::/64 unreachable",
-        "fd00:1:0:1::/64 tunnel",
-        "fd00:1:0:1::/64 unreachable",
-      ],
-    ],
-    [
-      "a node without a key is unreachable rather than in the clear",
-      { nodes: [keyless(1)] },
-      [
-        "10.1.0.0/24 unreachable",
-        "10.1.1.0/24 unreachable",
-        "fd00:1::/64 unreachable",
-        "fd00:1:0:1::/64 unreachable",
-      ],
-    ],
-    [
-      "so is one that left a short while ago",
-      { nodes: [], departed: ["10.1.9.0/24", "fd00:1:0:9::/64"] },
-      [
-        "10.1.0.0/24 unreachable",
-        "10.1.9.0/24 unreachable",
-        "fd00:1::/64 unreachable",
-        "fd00:1:0:9::/64 unreachable",
-      ],
-    ],
-    [
-      "its address inside its pod CIDR goes the way that it went before",
-      {
-        nodes: [],
-        departed: ["2001:db8:9::/64", "2001:db8:9::5"],
-        underlay: [{ prefix: "::/0", via: "fe80::1", dev: "eth0", metric: 1024 }],
-      },
-      [
-        "10.1.0.0/24 unreachable",
-        "2001:db8:9::/64 unreachable",
-        "2001:db8:9::5/128 via fe80::1 dev eth0",
-        "fd00:1::/64 unreachable",
-      ],
-    ],
-    ["one that left, and whose pod CIDR another has", { nodes: [], departed: ["10.1.0.0/24"] }, ownGuards],
-    [
-      "IPv4 routed natively",
-      native("ipv4"),
-      [
-        "10.1.0.0/24 unreachable",
-        "2001:db8::1/128 tunnel 24601",
-        "fd00:1::/64 unreachable",
-        "fd00:1:0:1::/64 tunnel",
-        "fd00:1:0:1::/64 unreachable",
-      ],
-    ],
-    [
-      "IPv4 routed natively, departed",
-      { ...native("ipv4"), nodes: [], departed: ["10.1.9.0/24"] },
-      ownGuards,
-    ],
-    ["both routed natively", native("ipv4", "ipv6"), ownGuards],
-    [
-      "a claim that is refused has no route, nor an unreachable one of its own",
-      { nodes: [node(1, { podCidrs: ["10.1.0.0/16"], addresses: ["192.0.2.200"] })] },
-      ownGuards,
-    ],
-  ])("%s", (_, tweak, expected) => {
-    expect(routesOf(tweak)).toEqual(expected);
-  });
-
-  describe("a node address inside its own pod CIDR stays on its way (netavark#270)", () => {
-    const onLink = (tweak: Partial<NodeRecord> = {}) =>
-      node(1, {
-        podCidrs: ["2001:db8:1::/64"],
-        addresses: ["2001:db8:1::1"],
-        endpoints: ["2001:db8:1::1"],
-        ...tweak,
-      });
-    const exceptions = (tweak: Tweak) =>
-      routesOf(tweak).filter((text) => text.includes(" dev ") || text.includes("tunnel"));
-    test.each<[title: string, Tweak, expected: string[]]>([
-      [
-        "by the default route",
-        { nodes: [onLink()] },
-        [
-          "2001:db8:1::/64 tunnel",
-          "2001:db8:1::1/128 tunnel 24601",
-          "2001:db8:1::1/128 via fe80::1 dev eth0",
-        ],
-      ],
-      [
-        "on a link",
-        {
-          nodes: [onLink()],
-          underlay: [{ prefix: "2001:db8:1::/64", via: undefined, dev: "eth1", metric: 256 }],
-        },
-        ["2001:db8:1::/64 tunnel", "2001:db8:1::1/128 tunnel 24601", "2001:db8:1::1/128 dev eth1"],
-      ],
-      [
-        "of two equal routes by the one of lower metric",
-        {
-          nodes: [onLink()],
-          underlay: [
-            { prefix: "::/0", via: "fe80::2", dev: "wlan0", metric: 600 },
-            { prefix: "::/0", via: "fe80::1", dev: "eth0", metric: 100 },
-          ],
-        },
-        [
-          "2001:db8:1::/64 tunnel",
-          "2001:db8:1::1/128 tunnel 24601",
-          "2001:db8:1::1/128 via fe80::1 dev eth0",
-        ],
-      ],
-      [
-        "nowhere if the underlay has no way",
-        { nodes: [onLink()], underlay: [] },
-        ["2001:db8:1::/64 tunnel", "2001:db8:1::1/128 tunnel 24601"],
-      ],
-      [
-        "its ExternalIP as well, which is no address of the tunnel",
-        { nodes: [onLink({ addresses: [], endpoints: ["2001:db8:1::1"] })] },
-        ["2001:db8:1::/64 tunnel", "2001:db8:1::1/128 via fe80::1 dev eth0"],
-      ],
-      [
-        "a node without a key too: it is not to be cut off",
-        {
-          nodes: [
-            keyless(1, {
-              podCidrs: ["2001:db8:1::/64"],
-              addresses: ["2001:db8:1::1"],
-              endpoints: ["2001:db8:1::1"],
-            }),
-          ],
-        },
-        ["2001:db8:1::1/128 via fe80::1 dev eth0"],
-      ],
-      ["not where the family is routed natively", { nodes: [onLink()], ...native("ipv6") }, []],
-    ])("%s", (_, tweak, expected) => {
-      expect(exceptions(tweak)).toEqual(expected);
-    });
   });
 });
 
@@ -483,6 +241,11 @@ describe("link, rules, MTU, firewall, CNI file", () => {
         ],
       },
       { hosts: ["10.1.2.10", "fd00:1::a", "fd00:1:0:1::a"] },
+    ],
+    [
+      "nor are a temporary address of this node, or a virtual IP that it has for now",
+      { own: { onLinks: ["192.0.2.200", "10.1.0.77", "fd00:1::7e3f"] } },
+      { hosts: ["10.1.0.77", "fd00:1::7e3f"] },
     ],
     [
       "nor is a router inside the own one",

@@ -26,6 +26,8 @@ export interface OwnNode {
   addresses: string[];
   /** All its addresses; their families are those in which it can reach a peer. */
   endpoints: string[];
+  /** All addresses of its own links, temporary ones too. */
+  onLinks: string[];
 }
 
 export interface Peer {
@@ -82,7 +84,7 @@ export interface PlanInput {
   underlay: readonly UnderlayRoute[];
   /** Pod CIDRs of nodes that left a short while ago, and addresses of theirs that lie inside. */
   departed: readonly string[];
-  /** Addresses that no node may claim. */
+  /** Addresses that no pod CIDR may cover. */
   reserved: readonly string[];
 }
 
@@ -139,7 +141,10 @@ export function plan(input: PlanInput): Desired {
       ownPodCidrs: outermost(ownPodCidrs),
       remotePodCidrs: outermost(nodes.flatMap((node) => node.podCidrs)),
       hosts: [
-        ...inside([...own.endpoints, ...input.underlay.flatMap((route) => route.via ?? [])], ownPodCidrs),
+        ...inside(
+          [...own.endpoints, ...own.onLinks, ...input.underlay.flatMap((route) => route.via ?? [])],
+          ownPodCidrs,
+        ),
         ...nodes.flatMap((node) => inside([...node.record.endpoints, ...node.addresses], node.podCidrs)),
       ],
       nodes: nodes

@@ -57,6 +57,13 @@ test("the tunnel, loopback and pods' links are not the node's own", () => {
   expect(own.map(({ name }) => name)).toEqual(["eth0", "eth1", "veth1", "vethWEB", "docker0"]);
 });
 
+test("all addresses of its links, whoever else may have them and for how long", () => {
+  expect(nodeAddresses(node(), [...links], settings()).onLinks).toEqual([
+    ...["192.0.2.5", "2001:db8:1::5", "2001:db8:1::abcd", "fe80::5"],
+    ...["10.3.0.7", "fd00:3::7"],
+  ]);
+});
+
 describe("addresses", () => {
   test.each<[title: string, NodeObject, Partial<OwnSettings>, addresses: string[], endpoints: string[]]>([
     ["an InternalIP", node(["InternalIP", "192.0.2.5"]), {}, ["192.0.2.5"], ["192.0.2.5"]],
@@ -95,7 +102,7 @@ describe("addresses", () => {
     ["an address of a pod's link", node(["InternalIP", "10.1.7.1"]), {}, [], ["10.1.7.1"]],
     ["none at all", node(), {}, [], []],
   ])("%s", (_, given, tweak, addresses, endpoints) => {
-    expect(nodeAddresses(given, links, settings(tweak))).toEqual({ addresses, endpoints });
+    expect(nodeAddresses(given, links, settings(tweak))).toMatchObject({ addresses, endpoints });
   });
 });
 
@@ -134,7 +141,7 @@ describe("MTU of the underlay", () => {
     ],
     ["nothing known", [], [], 1500],
   ])("%s", (_, given, endpoints, mtu) => {
-    expect(underlayMtu(given, { addresses: [], endpoints }, "wigglenet")).toBe(mtu);
+    expect(underlayMtu(given, { endpoints }, "wigglenet")).toBe(mtu);
   });
 });
 
@@ -234,6 +241,11 @@ describe("own pod CIDRs", () => {
       "pod CIDR fe80::/64 is not of unicast addresses that pods can have",
     ],
     ["everything", file("::/0", "none"), "pod CIDR ::/0 is not of unicast addresses that pods can have"],
+    [
+      "one inside another",
+      file("10.9.0.0/16\n10.9.7.0/24\nfd00:9::/64"),
+      "pod CIDRs 10.9.0.0/16 and 10.9.7.0/24 overlap, and pods would get the same address twice",
+    ],
     [
       "no room",
       file("192.0.2.4/30\nfd00:9::/64"),

@@ -1,5 +1,13 @@
 /** What this node is: its pod CIDRs and its addresses, from its Node, its links and the configuration. */
-import { compareAddresses, type Family, families, familyOf, isUsable, parsePrefix } from "./address.ts";
+import {
+  compareAddresses,
+  type Family,
+  families,
+  familyOf,
+  isUsable,
+  overlaps,
+  parsePrefix,
+} from "./address.ts";
 import type { Expression } from "./expression.ts";
 import { type NodeObject, specPodCidrs, statusAddresses } from "./node.ts";
 import { type PodRange, podRange } from "./pods.ts";
@@ -25,6 +33,8 @@ export interface NodeAddresses {
   addresses: string[];
   /** All, best first: the former, then what only others can see, such as ExternalIPs behind 1:1 NAT. */
   endpoints: string[];
+  /** All that its links have, temporary ones too. */
+  onLinks: string[];
 }
 
 /** The links that are the node's own, not the tunnel's and not pods'. */
@@ -41,9 +51,8 @@ export function nodeAddresses(
   settings: OwnSettings,
 ): NodeAddresses {
   const own = nodeLinks(links, settings.linkName);
-  const onLink = new Set(
-    own.flatMap((link) => link.addresses.filter((entry) => entry.lasting).map((entry) => entry.address)),
-  );
+  const entries = own.flatMap((link) => link.addresses);
+  const onLink = new Set(entries.filter((entry) => entry.lasting).map((entry) => entry.address));
   const { internal, external } = statusAddresses(node);
   const byInterface = settings.nodeIpInterfaces.flatMap((name) =>
     (own.find((link) => link.name === name)?.addresses ?? [])
@@ -57,13 +66,14 @@ export function nodeAddresses(
   return {
     addresses: [...new Set(addresses)],
     endpoints: [...new Set([...addresses, ...internal, ...external])],
+    onLinks: entries.map((entry) => entry.address),
   };
 }
 
 /** Smallest MTU of the links that have the node's addresses; of all that have a global one if none has. In bytes. */
 export function underlayMtu(
   links: readonly NodeLink[],
-  { endpoints }: NodeAddresses,
+  { endpoints }: Pick<NodeAddresses, "endpoints">,
   tunnel: string,
 ): number {
   const own = nodeLinks(links, tunnel);
@@ -110,7 +120,14 @@ export function ownPodRanges(
     throw new Error(`pod CIDR ${bad} is not of unicast addresses that pods can have: correct its source`);
   const addresses = own.flatMap((link) => link.addresses.map((entry) => entry.address));
   const excluded = [...addresses, ...gateways];
-  return [...new Set(prefixes)].sort(compareAddresses).map((prefix) => podRange(prefix, excluded));
+  const distinct = [...new Set(prefixes)].sort(compareAddresses);
+  // In this order a prefix comes right after one that contains it.
+  const inner = distinct.findIndex((prefix, index) => index > 0 && overlaps(distinct[index - 1]!, prefix));
+  if (inner > 0)
+    throw new Error(
+      `pod CIDRs ${distinct[inner - 1]} and ${distinct[inner]} overlap, and pods would get the same address twice: correct their source`,
+    );
+  return distinct.map((prefix) => podRange(prefix, excluded));
 }
 
 function evaluate(node: NodeObject, links: readonly NodeLink[], settings: OwnSettings): string[] {

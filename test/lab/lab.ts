@@ -151,17 +151,20 @@ export class Lab implements AsyncDisposable {
   }
 
   /**
-   * One packet between each two nodes, of which one has a pod. When both ends of a peer send their first handshake in
+   * One packet between each two of the hosts, by default one of each node. When both ends of a peer send their first handshake in
    * the same instant, each drops its own for the other's, and WireGuard tries again only after 5 s: a test that sends
    * from everywhere at once would meet that, and not the overlay.
    */
-  async shakeHands(): Promise<void> {
-    const hosts = this.nodes.map((node): Host => [...node.pods.values()][0] ?? node);
+  async shakeHands(
+    hosts = this.nodes.map((node): Host => [...node.pods.values()][0] ?? node),
+  ): Promise<void> {
     for (const [index, from] of hosts.entries())
       for (const to of hosts.slice(index + 1))
         await until(
           `${from.name} and ${to.name} to shake hands`,
           async () => (await this.reach(from, to, { timeout: 6000 })).ok,
+          // An agent that missed the API server for long asks for it again within 30 s.
+          { timeout: 45_000 },
         );
   }
 

@@ -110,13 +110,14 @@ static void send_next(struct task *t) {
 }
 
 static int open_socket(struct task *t, const char *source, int dont_fragment) {
-  int four = t->to.sin6_family == AF_INET, family = t->to.sin6_family, one = 1, large = 1 << 20;
+  int four = t->to.sin6_family == AF_INET, family = t->to.sin6_family, one = 1, large = 1 << 23;
   int type = t->protocol == TCP ? SOCK_STREAM : t->protocol == UDP ? SOCK_DGRAM : SOCK_RAW;
   int number = t->protocol != ICMP ? 0 : four ? (int)IPPROTO_ICMP : (int)IPPROTO_ICMPV6;
   t->fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, number);
   if (t->fd < 0) return -1;
   setsockopt(t->fd, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
-  setsockopt(t->fd, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
+  // A packet that waits here on a busy machine is not one that the network lost.
+  if (t->protocol != TCP) setsockopt(t->fd, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof large);
   if (t->protocol == TCP) setsockopt(t->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   if (t->protocol != TCP) {
     int discover = dont_fragment ? (four ? IP_PMTUDISC_DO : IPV6_PMTUDISC_DO) : (four ? IP_PMTUDISC_DONT : IPV6_PMTUDISC_WANT);
@@ -187,13 +188,11 @@ static void receive(struct task *t, short events) {
     }
     return;
   }
-  ssize_t n = recv(t->fd, buffer, sizeof buffer, 0);
-  if (n < 0) {
-    if (errno != EAGAIN) fail(t, strerror(errno));
-    return;
+  for (ssize_t n; (n = recv(t->fd, buffer, sizeof buffer, 0)) >= 0 && !t->over;) {
+    int head = t->protocol == UDP ? 0 : t->to.sin6_family == AF_INET ? (buffer[0] & 15) * 4 + 8 : 8;
+    if (n == head + t->length) came_back(t, (void *)(buffer + head));
   }
-  int head = t->protocol == UDP ? 0 : t->to.sin6_family == AF_INET ? (buffer[0] & 15) * 4 + 8 : 8;
-  if (n == head + t->length) came_back(t, (void *)(buffer + head));
+  if (!t->over && errno != EAGAIN) fail(t, strerror(errno));
 }
 
 static void report(struct task *t, const char *id) {
