@@ -124,7 +124,7 @@ export class Host {
   }
 
   async routes(): Promise<ObservedRoutes> {
-    this.#routes ??= await observeRoutes(this.#config.linkName);
+    this.#routes ??= await observeRoutes(this.#config.linkName, this.#config.families);
     return this.#routes;
   }
 

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Config, ConfigError, readConfig } from "./config.ts";
@@ -34,6 +34,10 @@ test("the name of the node is all that is needed", () => {
   expect(config()).toMatchInlineSnapshot(`
     {
       "cniConfigPath": "/etc/cni/net.d/10-wigglenet.conflist",
+      "families": [
+        "ipv4",
+        "ipv6",
+      ],
       "filter": {
         "ipv4": false,
         "ipv6": false,
@@ -82,7 +86,7 @@ test.each<[env: Environment, expected: Partial<Config>]>([
   [{ WIGGLENET_WG_PORT: "65535" }, { port: 65535 }],
   [{ WIGGLENET_PRIVKEY_PATH: "/etc/key" }, { privateKeyPath: "/etc/key" }],
   [{ CNI_CONFIG_PATH: "/etc/cni/net.d/x" }, { cniConfigPath: "/etc/cni/net.d/x" }],
-  [{ PROC_SYS_NET_PATH: "/host/net" }, { procSysNet: "/host/net" }],
+  [{ PROC_SYS_NET_PATH: "/proc/self/net/../../sys/net" }, { procSysNet: "/proc/self/net/../../sys/net" }],
   [{ NODE_IP_INTERFACES: "" }, { nodeIpInterfaces: [] }],
   [{ NODE_IP_INTERFACES: "eth0, eth1.7,,wlan0 " }, { nodeIpInterfaces: ["eth0", "eth1.7", "wlan0"] }],
   [{ WG_IP_FAMILY: "ipv4" }, { tunnelFamilies: ["ipv4"] }],
@@ -166,6 +170,7 @@ describe("mistakes: the variable, its value, what would be right", () => {
     [{ WIGGLENET_PRIVKEY_PATH: "key" }, 'WIGGLENET_PRIVKEY_PATH="key": must be an absolute path'],
     [{ CNI_CONFIG_PATH: "" }, 'CNI_CONFIG_PATH="": must be an absolute path'],
     [{ PROC_SYS_NET_PATH: "./net" }, "must be an absolute path"],
+    [{ PROC_SYS_NET_PATH: "/proc/sys/vm" }, "must be where the host's /proc/sys/net is"],
     [{ NODE_IP_INTERFACES: "eth0,a b" }, 'NODE_IP_INTERFACES="eth0,a b": "a b" cannot be the name of a link'],
     [{ NODE_IP_INTERFACES: "eth0;eth1;eth2;eth3" }, "cannot be the name of a link"],
     [{ WG_IP_FAMILY: "IPv4" }, 'WG_IP_FAMILY="IPv4": must be one of ipv4, ipv6, dualstack'],
@@ -235,6 +240,16 @@ describe("mistakes: the variable, its value, what would be right", () => {
     );
     expect(() => readConfig(env)).toThrow(`wrong configuration:\n  ${found.join("\n  ")}`);
   });
+});
+
+test("a kernel without IPv6: none of it is in the tunnel", () => {
+  const procSysNet = mkdtempSync(join(tmpdir(), "wigglenet-config-"));
+  mkdirSync(join(procSysNet, "ipv4"));
+  expect(config({ PROC_SYS_NET_PATH: procSysNet })).toMatchObject({
+    families: ["ipv4"],
+    nativeRouting: { ipv4: false, ipv6: true },
+  });
+  rmSync(procSysNet, { recursive: true });
 });
 
 describe("expressions", () => {

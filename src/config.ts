@@ -1,6 +1,7 @@
 /** The environment, read once: the only place that does. Every mistake is reported, none is replaced by a default. */
-import { readFileSync } from "node:fs";
-import { type Family, familyOf, lengthOf, parsePrefix } from "./plan/address.ts";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Family, families, familyOf, lengthOf, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
@@ -36,6 +37,8 @@ export interface Config {
   firewallOnly: boolean;
   /** Where the host's /proc/sys/net is. */
   procSysNet: string;
+  /** Those that the kernel has: booted with ipv6.disable=1 it has IPv4 alone. */
+  families: readonly Family[];
   /** Whether new links go through IPv6 duplicate address detection, 1 to 2 s for a new pod. */
   podIpv6Dad: boolean;
   /** Seconds between two full observations. */
@@ -97,9 +100,9 @@ export function readConfig(env: Environment): Config {
     if (!value.startsWith("/")) wrong(name, "must be an absolute path");
     return value;
   };
-  const perFamily = <T>(read: (suffix: "IPV4" | "IPV6") => T): PerFamily<T> => ({
-    ipv4: read("IPV4"),
-    ipv6: read("IPV6"),
+  const perFamily = <T>(read: (suffix: "IPV4" | "IPV6", family: Family) => T): PerFamily<T> => ({
+    ipv4: read("IPV4", "ipv4"),
+    ipv6: read("IPV6", "ipv6"),
   });
 
   const nodeName = text("NODE_NAME", "");
@@ -132,6 +135,11 @@ export function readConfig(env: Environment): Config {
     ? path("POD_CIDR_SOURCE_PATH", "")
     : optional("POD_CIDR_SOURCE_PATH");
 
+  const procSysNet = path("PROC_SYS_NET_PATH", "/proc/sys/net");
+  const present = families.filter((family) => existsSync(join(procSysNet, family)));
+  if (procSysNet.startsWith("/") && !present.includes("ipv4"))
+    wrong("PROC_SYS_NET_PATH", "must be where the host's /proc/sys/net is: there is no ipv4 in it");
+
   for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_FLOWTABLE", "ENABLE_METRICS"])
     if (bool(name, false)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
   const config: Config = {
@@ -152,9 +160,13 @@ export function readConfig(env: Environment): Config {
     nonMasqueradeCidrs: prefixes("NON_MASQUERADE_CIDRS"),
     filter: perFamily((family) => bool(`FILTER_${family}`, false)),
     firewallBackend: choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]),
-    nativeRouting: perFamily((family) => bool(`NATIVE_ROUTING_${family}`, false)),
+    // What the kernel does not have cannot be in the tunnel.
+    nativeRouting: perFamily(
+      (suffix, family) => bool(`NATIVE_ROUTING_${suffix}`, false) || !present.includes(family),
+    ),
     firewallOnly,
-    procSysNet: path("PROC_SYS_NET_PATH", "/proc/sys/net"),
+    procSysNet,
+    families: present,
     podIpv6Dad: bool("POD_IPV6_DAD", false),
     resyncPeriod: integer("RESYNC_PERIOD", 60, 1, 86_400),
     logLevel: choice("LOG_LEVEL", "info", ["trace", "debug", "info", "warn", "error"]),

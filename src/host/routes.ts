@@ -49,7 +49,8 @@ interface IpRule {
 
 const flag: Record<Family, string> = { ipv4: "-4", ipv6: "-6" };
 
-export async function observeRoutes(link: string): Promise<ObservedRoutes> {
+/** @param present families that the kernel has; of another `ip rule show` fails */
+export async function observeRoutes(link: string, present: readonly Family[]): Promise<ObservedRoutes> {
   const [routes, rules] = await Promise.all([
     Promise.all(
       families.map(
@@ -57,7 +58,10 @@ export async function observeRoutes(link: string): Promise<ObservedRoutes> {
       ),
     ),
     Promise.all(
-      families.map(async (family) => [family, await $`ip ${flag[family]} -j -d rule show`] as const),
+      families.map(
+        async (family) =>
+          [family, present.includes(family) ? await $`ip ${flag[family]} -j -d rule show` : "[]"] as const,
+      ),
     ),
   ]);
   return parseRoutes(

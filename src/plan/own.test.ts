@@ -45,6 +45,7 @@ function settings(tweak: Partial<OwnSettings> = {}): OwnSettings {
   return {
     linkName: "wigglenet",
     nodeIpInterfaces: [],
+    families: ["ipv4", "ipv6"],
     podCidrSource: { ipv4: "spec", ipv6: "spec" },
     podCidrExpression: undefined,
     podCidrFile: undefined,
@@ -241,6 +242,11 @@ describe("own pod CIDRs", () => {
       "pod CIDR fe80::/64 is not of unicast addresses that pods can have",
     ],
     ["everything", file("::/0", "none"), "pod CIDR ::/0 is not of unicast addresses that pods can have"],
+    [
+      "a family that the kernel does not have",
+      { families: ["ipv4"] },
+      "pod CIDR fd00:1:0:7::/64: this node's kernel has no IPv6 (ipv6.disable=1); boot it without that, or set POD_CIDR_SOURCE_IPV6=none",
+    ],
     [
       "one inside another",
       file("10.9.0.0/16\n10.9.7.0/24\nfd00:9::/64"),

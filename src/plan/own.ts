@@ -22,6 +22,8 @@ export interface NodeLink {
 export interface OwnSettings {
   linkName: string;
   nodeIpInterfaces: readonly string[];
+  /** Those that the kernel has. */
+  families: readonly Family[];
   podCidrSource: Record<Family, "none" | "spec" | "file" | "expression">;
   podCidrExpression: Expression | undefined;
   /** Content of POD_CIDR_SOURCE_PATH, if a source is `file`. */
@@ -115,6 +117,11 @@ export function ownPodRanges(
       );
     return ofFamily;
   });
+  const alien = prefixes.find((prefix) => !settings.families.includes(familyOf(prefix)));
+  if (alien !== undefined)
+    throw new Error(
+      `pod CIDR ${alien}: this node's kernel has no IPv6 (ipv6.disable=1); boot it without that, or set POD_CIDR_SOURCE_IPV6=none`,
+    );
   const bad = prefixes.find((prefix) => !isUsable(prefix));
   if (bad !== undefined)
     throw new Error(`pod CIDR ${bad} is not of unicast addresses that pods can have: correct its source`);

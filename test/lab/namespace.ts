@@ -1,9 +1,13 @@
 /** Linux namespaces as places where programs run. */
 import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
 import { $ as zx } from "zx";
 import { tool } from "./cache.ts";
 import { Place } from "./place.ts";
 import { type RunOptions, run, Service } from "./process.ts";
+
+/** False where it was booted with ipv6.disable=1. */
+export const kernelHasIpv6 = existsSync("/proc/sys/net/ipv6");
 
 /** The addresses of a node, a pod or a host, by family. */
 export interface Addresses {
@@ -62,11 +66,11 @@ export class Namespace {
     await this.run(["ip", "-batch", "-"], { stdin: `${commands.join("\n")}\n` });
   }
 
-  /** Values under /proc/sys/net, by dotted name. */
+  /** Values under /proc/sys/net, by dotted name; those of IPv6 where the kernel has it. */
   async sysctl(values: Record<string, string | number>): Promise<void> {
-    const lines = Object.entries(values).map(
-      ([key, value]) => `echo ${value} > /proc/sys/${key.replaceAll(".", "/")}`,
-    );
+    const lines = Object.entries(values)
+      .filter(([key]) => !key.startsWith("net.ipv6.") || kernelHasIpv6)
+      .map(([key, value]) => `echo ${value} > /proc/sys/${key.replaceAll(".", "/")}`);
     if (lines.length > 0) await this.run(["/bin/sh", "-ec", lines.join("\n")]);
   }
 

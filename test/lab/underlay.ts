@@ -2,7 +2,7 @@
  * The underlay of a cluster: a bridge in a namespace of its own (the router, where the control plane runs too), the
  * nodes on it, and behind it `outside`, which stands for the Internet and knows no way back to a pod.
  */
-import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Host, kernelHasIpv6, Namespace } from "./namespace.ts";
 import { makeScratch, removeScratch } from "./scratch.ts";
 
 export type Families = "dual" | "ipv4" | "ipv6";
@@ -59,12 +59,12 @@ export class Underlay implements AsyncDisposable {
       "link add br0 address 02:00:5e:00:00:01 type bridge",
       "link set br0 up",
       `addr add ${routerAddresses.ipv4}/24 dev br0`,
-      `addr add ${routerAddresses.ipv6}/64 dev br0 nodad`,
+      ...(kernelHasIpv6 ? [`addr add ${routerAddresses.ipv6}/64 dev br0 nodad`] : []),
       `link add outside type veth peer name eth0 netns ${outside.pid}`,
       "link set outside up",
       "route add 224.0.0.0/4 dev br0", // for the capture's marks
       "addr add 172.31.0.1/24 dev outside",
-      "addr add fd31::1/64 dev outside nodad",
+      ...(kernelHasIpv6 ? ["addr add fd31::1/64 dev outside nodad"] : []),
     );
     await outside.ip(
       "link set eth0 up",

@@ -25,6 +25,8 @@ export interface VmOptions {
    */
   cpus?: number;
   memoryMiB?: number;
+  /** Further words of the kernel's command line. */
+  kernelArguments?: string[];
   log?: (line: string) => void;
 }
 
@@ -145,7 +147,11 @@ export class Vm implements AsyncDisposable {
   }
 }
 
-function qemuCommand(kernel: Kernel, dir: string, { cpus = 1, memoryMiB = 4096 }: VmOptions): string[] {
+function qemuCommand(
+  kernel: Kernel,
+  dir: string,
+  { cpus = 1, memoryMiB = 4096, kernelArguments = [] }: VmOptions,
+): string[] {
   const append = [
     "console=ttyS0 quiet panic=-1 mitigations=off",
     // The emulated TSC is the machine's own; the kernel would rather trust the HPET, which costs an exit a reading
@@ -153,6 +159,7 @@ function qemuCommand(kernel: Kernel, dir: string, { cpus = 1, memoryMiB = 4096 }
     // Without random addresses qemu need not translate a program again at each start, which halves the cost of one
     "norandmaps",
     `guest.share=${dir} guest.modules=${kernel.modules}`,
+    ...kernelArguments,
   ];
   return [
     // qemu must not outlive a test run that is killed

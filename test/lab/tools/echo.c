@@ -24,6 +24,11 @@ static char buffer[LARGEST];
 
 static void name_of(struct sockaddr_in6 *from, char *text) {
   char full[48];
+  struct sockaddr_in *four = (void *)from;
+  if (from->sin6_family == AF_INET) {
+    inet_ntop(AF_INET, &four->sin_addr, text, sizeof full);
+    return;
+  }
   inet_ntop(AF_INET6, &from->sin6_addr, full, sizeof full);
   strcpy(text, strncmp(full, "::ffff:", 7) ? full : full + 7);
 }
@@ -32,7 +37,11 @@ int serve(int port) {
   int one = 1, zero = 0, large = 1 << 23;
   struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
   int tcp = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  int udp = socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (tcp < 0 && errno == EAFNOSUPPORT) {  // a kernel that was booted without IPv6
+    any.sin6_family = AF_INET;             // the port is at the same place
+    tcp = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  }
+  int udp = socket(any.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   setsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   setsockopt(tcp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
   setsockopt(udp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
