@@ -16,7 +16,14 @@ import { contains } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
-import { nodeAddresses, nodeLinks, type OwnSettings, ownPodRanges, underlayMtu } from "./plan/own.ts";
+import {
+  matchingLinks,
+  nodeAddresses,
+  nodeLinks,
+  type OwnSettings,
+  ownPodRanges,
+  underlayMtu,
+} from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
@@ -44,6 +51,8 @@ export class Agent {
   #expected: Expectation | undefined;
   #reported = new Map<string, string>();
   #synced = false;
+  /** Of the links that FLOWTABLE_DEVICES names. */
+  #missing: string[] = [];
   /** Of the node's own links, at the last look. */
   #addresses: ReadonlySet<string> = new Set();
   /** Names in NODE_IP_INTERFACES that no link had then. */
@@ -135,6 +144,13 @@ export class Agent {
     this.mark("firewall drift");
   }
 
+  /** A transaction that nothing was told of, by us or by others. */
+  noticedFlowtable(): void {
+    if (this.#config.flowtable === undefined) return;
+    this.#host.forgetLinks();
+    this.mark("flow table");
+  }
+
   /** One pass over all resources. */
   async pass(): Promise<void> {
     const host = this.#host;
@@ -185,10 +201,11 @@ export class Agent {
     if (typeof tunnel === "object") this.#standing ??= standing(tunnel);
     const routes = await host.attempt("look at routes", () => host.routes());
     if (routes === undefined) return false;
+    const flowtable = this.#flowtable(links);
     const desired = plan({
       own,
       nodes: [...this.#nodes.others.values()],
-      settings: { ...config, nativeRouting },
+      settings: { ...config, nativeRouting, flowtable },
       underlayMtu: underlayMtu(links, own, config.linkName),
       standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: routes.underlay,
@@ -198,10 +215,25 @@ export class Agent {
     if (typeof tunnel === "object")
       this.#standing = standing({ peers: new Map(desired.peers.map((peer) => [peer.publicKey, peer])) });
     this.#report(desired.problems);
-    this.#expected = expectation(config.linkName, desired.routes);
+    this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (!this.#synced) await this.#checkForwarding();
     return tunnel !== undefined;
+  }
+
+  /** What the configuration says of flows to offload, with the links that are there. */
+  #flowtable(links: readonly Link[]): Config["flowtable"] {
+    const { flowtable } = this.#config;
+    if (flowtable === undefined) return undefined;
+    const devices = matchingLinks(links, flowtable.devices);
+    const missing = flowtable.devices.filter((name) => !name.endsWith("*") && !devices.includes(name));
+    if (this.#synced && !Bun.deepEquals(missing, this.#missing) && missing.length > 0)
+      this.#log.warn(
+        { missing },
+        "FLOWTABLE_DEVICES names links that are not there: they are taken when they come",
+      );
+    if (this.#synced) this.#missing = missing;
+    return { ...flowtable, devices };
   }
 
   /** Connections to the API server die silently with the address that they come from. */

@@ -14,7 +14,9 @@ import {
   observeFirewall,
   settledFirewall,
 } from "./host/firewall.ts";
+import { diffDevices, observeDevices } from "./host/flowtable.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
+import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step } from "./host/run.ts";
 import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
@@ -52,6 +54,8 @@ export class Host {
   #tunnelSeenAt = 0;
   #routes: ObservedRoutes | undefined;
   #firewall: ObservedFirewall | undefined;
+  /** In the flow table. */
+  #devices: string[] | undefined;
   #backend: Backend | undefined;
   /** Own transactions that the kernel has not told of, and until when it may. */
   #untold = 0;
@@ -89,6 +93,7 @@ export class Host {
     this.why = why;
     if (this.#forgotten.links) this.#links = undefined;
     if (this.#forgotten.firewall) this.#firewall = undefined;
+    if (this.#forgotten.links || this.#forgotten.firewall) this.#devices = undefined;
     if (this.#forgotten.rest) {
       this.#tunnel = undefined;
       this.#routes = undefined;
@@ -165,6 +170,7 @@ export class Host {
     const { linkName, firewallOnly } = this.#config;
     if (firewallOnly) {
       await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
+      await this.attempt("flow table", () => this.#applyDevices(desired.firewall));
       return;
     }
     const linked = await this.attempt("link", () => this.#applyLink(desired));
@@ -197,6 +203,7 @@ export class Host {
     });
     if (!peered || !routed) return;
     const filtered = await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
+    await this.attempt("flow table", () => this.#applyDevices(desired.firewall));
     const unrouted = await this.attempt("routes to remove", async () => {
       await this.perform("routes removed", changes.remove);
       this.#routes = settledRoutes(desired, observed);
@@ -308,11 +315,28 @@ export class Host {
     this.#firewall = undefined;
     this.#warnOf(observed);
     const commands = diffFirewall(backend, firewall, observed);
-    this.#untold += commands.filter(({ argv }) => /^nft$|-nft-restore$/.test(argv[0] ?? "")).length;
+    this.#untold += commands.filter(isTold).length;
     this.#echoUntil = performance.now() + echo;
+    if (commands.length > 0) this.#devices = this.#hands.paper ? [] : undefined;
     await this.perform("firewall", commands, { backend });
     this.#firewall = settledFirewall(backend, firewall, observed);
     return true;
+  }
+
+  /** After the rules that need none of them: a link may go while it is put in. */
+  async #applyDevices({ devices }: Firewall): Promise<void> {
+    if (devices === undefined || this.#firewall === undefined) return;
+    const present = this.#devices ?? (await observeDevices());
+    this.#devices = undefined;
+    try {
+      await this.perform("flow table", diffDevices(devices, present));
+    } catch (error) {
+      const there = (await observeLinks()).map((link) => link.name);
+      // Its going is told, and has a pass of its own.
+      if (devices.some((device) => !there.includes(device))) return;
+      throw error;
+    }
+    this.#devices = devices;
   }
 
   /** What of others' firewalls stands in the way, each once. */

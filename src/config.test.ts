@@ -44,6 +44,7 @@ test("the name of the node is all that is needed", () => {
       },
       "firewallBackend": "auto",
       "firewallOnly": false,
+      "flowtable": undefined,
       "kubeconfig": undefined,
       "linkName": "wigglenet",
       "logLevel": "info",
@@ -121,8 +122,20 @@ test.each<[env: Environment, expected: Partial<Config>]>([
   [{ LOG_LEVEL: "debug" }, { logLevel: "debug" }],
   [{ KUBECONFIG: "/root/.kube/config" }, { kubeconfig: "/root/.kube/config" }],
   [{ KUBECONFIG: "" }, { kubeconfig: undefined }],
+  [
+    { ENABLE_FLOWTABLE: "1", FLOWTABLE_DEVICES: "eth0, wigglenet,veth*," },
+    { flowtable: { devices: ["eth0", "wigglenet", "veth*"], packets: 128 } },
+  ],
+  [
+    { ENABLE_FLOWTABLE: "1", FLOWTABLE_DEVICES: "eth0", FLOWTABLE_PACKET_THRESHOLD: "0" },
+    { flowtable: { devices: ["eth0"], packets: 0 } },
+  ],
+  [
+    { ENABLE_FLOWTABLE: "false", FLOWTABLE_DEVICES: "eth0", FIREWALL_BACKEND: "nftables" },
+    { firewallBackend: "nftables" },
+  ],
   // What cannot be done yet may be switched off.
-  [{ ENABLE_FLOWTABLE: "false", ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
+  [{ ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
   // Others' variables are none of ours.
   [{ PATH: "/bin", WIGGLENET: "x" }, {}],
 ])("%j", (env, expected) => {
@@ -198,8 +211,17 @@ describe("mistakes: the variable, its value, what would be right", () => {
       { ENABLE_NETWORK_POLICY: "1" },
       'ENABLE_NETWORK_POLICY="1": this version cannot do that yet: unset it or set it to 0',
     ],
-    [{ ENABLE_FLOWTABLE: "true" }, "this version cannot do that yet"],
     [{ ENABLE_FLOWTABLE: "maybe" }, "must be a boolean"],
+    [
+      { ENABLE_FLOWTABLE: "1", WIGGLENET_IFACE_NAME: "wg1" },
+      'FLOWTABLE_DEVICES="": must list the links of the flows to offload, such as eth0,wg1,veth*',
+    ],
+    [
+      { ENABLE_FLOWTABLE: "1", FLOWTABLE_DEVICES: "eth0", FIREWALL_BACKEND: "iptables" },
+      'ENABLE_FLOWTABLE="1": flow tables are of nftables: set FIREWALL_BACKEND to nftables or auto, or this to 0',
+    ],
+    [{ FLOWTABLE_DEVICES: 'eth0,a"b' }, `"a\\"b" cannot be the name of a link`],
+    [{ FLOWTABLE_PACKET_THRESHOLD: "-1" }, "from 0 to 999999999"],
     [{ FILTER_IPV4: "" }, 'FILTER_IPV4="": must be a boolean: 1, t, true, 0, f or false'],
     [{ FILTER_IPV6: "yes" }, "must be a boolean"],
     [{ MASQUERADE_RANDOM_FULLY: "random" }, "must be a boolean"],

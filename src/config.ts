@@ -33,6 +33,8 @@ export interface Config {
   /** Whether new connections from outside of the cluster to pods are dropped. */
   filter: PerFamily<boolean>;
   firewallBackend: "auto" | "nftables" | "iptables";
+  /** Links (`*` at the end: all that begin so) whose established flows are offloaded after so many packets. */
+  flowtable: { devices: string[]; packets: number } | undefined;
   nativeRouting: PerFamily<boolean>;
   firewallOnly: boolean;
   /** Where the host's /proc/sys/net is. */
@@ -95,6 +97,16 @@ export function readConfig(env: Environment): Config {
           wrong(name, `${quoted} is everything: set MASQUERADE_${familyOf(prefix).toUpperCase()}=0 instead`);
         return prefix ?? [];
       });
+  const linkNames = (name: string): string[] => {
+    const names = text(name, "")
+      .split(",")
+      .map((each) => each.trim())
+      .filter(Boolean);
+    for (const each of names)
+      if (each.length > 15 || /[\s/"]/.test(each))
+        wrong(name, `${JSON.stringify(each)} cannot be the name of a link`);
+    return names;
+  };
   const path = (name: string, fallback: string): string => {
     const value = env[name] ?? fallback;
     if (!value.startsWith("/")) wrong(name, "must be an absolute path");
@@ -113,13 +125,7 @@ export function readConfig(env: Environment): Config {
     wrong("WIGGLENET_IFACE_NAME", "must be a link name of 1 to 15 letters, digits, - and _");
   else if (/^veth|^lo$/.test(linkName))
     wrong("WIGGLENET_IFACE_NAME", "must not be lo, nor begin with veth: so are pods' links named");
-  const nodeIpInterfaces = text("NODE_IP_INTERFACES", "")
-    .split(",")
-    .map((name) => name.trim())
-    .filter(Boolean);
-  for (const name of nodeIpInterfaces)
-    if (name.length > 15 || /[\s/]/.test(name))
-      wrong("NODE_IP_INTERFACES", `${JSON.stringify(name)} cannot be the name of a link`);
+  const nodeIpInterfaces = linkNames("NODE_IP_INTERFACES");
 
   const podCidrSource = perFamily((family) =>
     choice<PodCidrSource>(`POD_CIDR_SOURCE_${family}`, "spec", ["none", "spec", "file", "expression"]),
@@ -140,7 +146,21 @@ export function readConfig(env: Environment): Config {
   if (procSysNet.startsWith("/") && !present.includes("ipv4"))
     wrong("PROC_SYS_NET_PATH", "must be where the host's /proc/sys/net is: there is no ipv4 in it");
 
-  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_FLOWTABLE", "ENABLE_METRICS"])
+  const firewallBackend = choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]);
+  const offloads = bool("ENABLE_FLOWTABLE", false);
+  const flowtable = {
+    devices: linkNames("FLOWTABLE_DEVICES"),
+    packets: integer("FLOWTABLE_PACKET_THRESHOLD", 128, 0, 999_999_999),
+  };
+  if (offloads && firewallBackend === "iptables")
+    wrong(
+      "ENABLE_FLOWTABLE",
+      "flow tables are of nftables: set FIREWALL_BACKEND to nftables or auto, or this to 0",
+    );
+  if (offloads && flowtable.devices.length === 0)
+    wrong("FLOWTABLE_DEVICES", `must list the links of the flows to offload, such as eth0,${linkName},veth*`);
+
+  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_METRICS"])
     if (bool(name, false)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
   const config: Config = {
     nodeName,
@@ -159,7 +179,8 @@ export function readConfig(env: Environment): Config {
     masqueradeRandomFully: bool("MASQUERADE_RANDOM_FULLY", true),
     nonMasqueradeCidrs: prefixes("NON_MASQUERADE_CIDRS"),
     filter: perFamily((family) => bool(`FILTER_${family}`, false)),
-    firewallBackend: choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]),
+    firewallBackend,
+    flowtable: offloads ? flowtable : undefined,
     // What the kernel does not have cannot be in the tunnel.
     nativeRouting: perFamily(
       (suffix, family) => bool(`NATIVE_ROUTING_${suffix}`, false) || !present.includes(family),

@@ -9,6 +9,7 @@ import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
+import { refusal } from "./host/flowtable.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
 import { perform, printStep } from "./host/run.ts";
@@ -36,6 +37,14 @@ async function main(): Promise<void> {
     timestamp: pino.stdTimeFunctions.isoTime,
   };
   const log = pino(options, pino.destination(dry ? 2 : 1));
+  const refused = config.flowtable && (await refusal());
+  if (refused) {
+    log.warn(
+      { refused },
+      "ENABLE_FLOWTABLE is set, and this kernel cannot: no flow is offloaded. Load its modules (modprobe -a nf_flow_table_inet nft_flow_offload) and start the agent again, or set ENABLE_FLOWTABLE=0",
+    );
+    config.flowtable = undefined;
+  }
   await (dry ? dryRun(config, log) : runAgent(config, log));
 }
 
@@ -58,7 +67,10 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
     annotate: (annotations) => nodes.annotate(annotations),
   }));
   const gap = () => agent.forget("drift");
-  const firewallChanges = transactionReader(() => agent.noticedFirewall());
+  const firewallChanges = transactionReader(
+    () => agent.noticedFirewall(),
+    () => agent.noticedFlowtable(),
+  );
   const kernel = [
     monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal),
     monitor(nftMonitor, firewallChanges, () => agent.forgetFirewall(), log, stop.signal),

@@ -9,10 +9,11 @@ import { repository } from "./lab/cache.ts";
 import { ControlPlane } from "./lab/controlplane.ts";
 import { Vm } from "./lab/vm.ts";
 
-/** Of the rest of the tests, those that ask for the kernel's WireGuard in so many words. */
+/** Of the rest of the tests, those that ask for the kernel's WireGuard in so many words, or for its flow tables. */
 const runs = [
   { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
   { files: ["test/churn.test.ts"], only: "killed twenty times" },
+  { files: ["test/flowtable.test.ts"], only: "" },
 ];
 
 interface GuestTest {

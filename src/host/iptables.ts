@@ -51,7 +51,7 @@ export function chains({ rules }: Firewall): Chain[] {
     hooks.map((hook) => ({
       ...places[hook],
       family,
-      rules: rules.filter((rule) => rule.hook === hook && rule.family === family).map(words),
+      rules: rules.filter((rule) => rule.hook === hook && rule.family === family).flatMap(words),
     })),
   );
 }
@@ -208,7 +208,7 @@ export async function forwardDrops(variant: Variant): Promise<boolean> {
   return listings.some((listing) => listing.startsWith("-P FORWARD DROP"));
 }
 
-const targets: Record<Rule["verdict"], string> = {
+const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   // Others' rules have their say.
   pass: "RETURN",
   drop: "DROP",
@@ -217,17 +217,19 @@ const targets: Record<Rule["verdict"], string> = {
   "masquerade-random": "MASQUERADE --random-fully",
 };
 
-/** A rule's matches and target as iptables takes them. */
-function words({ family, match, verdict }: Rule): string {
+/** A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. */
+function words({ family, match, verdict }: Rule): string[] {
+  if (verdict === "offload") return [];
   const address = (value: string, side: "src" | "dst", not = "") =>
     value.startsWith("@")
       ? `-m set ${not}--match-set ${setName(value.slice(1), family)} ${side}`
       : `${not}-${side === "src" ? "s" : "d"} ${value}`;
   const status = (state: string, set: boolean | undefined) =>
     set === undefined ? [] : [`-m conntrack ${set ? "" : "! "}--ctstate ${state}`];
-  return [
+  const all = [
     ...(match.in ? [`-i ${match.in}`] : []),
     ...(match.notIn ? [`! -i ${match.notIn}`] : []),
+    ...(match.out ? [`-o ${match.out}`] : []),
     ...(match.notOut ? [`! -o ${match.notOut}`] : []),
     ...(match.from ? [address(match.from, "src")] : []),
     ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),
@@ -240,7 +242,8 @@ function words({ family, match, verdict }: Rule): string {
     ...(match.icmpv6 === undefined ? [] : [`-p icmpv6 --icmpv6-type ${match.icmpv6}`]),
     ...(match.spoofed ? ["-m rpfilter --invert"] : []),
     `-j ${targets[verdict]}`,
-  ].join(" ");
+  ];
+  return [all.join(" ")];
 }
 
 function chainKey({ family, table, chain }: { family: Family; table: string; chain: string }): string {

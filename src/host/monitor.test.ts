@@ -1,6 +1,13 @@
 import { describe, expect, test } from "bun:test";
 import type { Route } from "../plan/desired.ts";
-import { classify, type Expectation, expectation, type Signal, transactionReader } from "./monitor.ts";
+import {
+  classify,
+  type Expectation,
+  expectation,
+  isTold,
+  type Signal,
+  transactionReader,
+} from "./monitor.ts";
 import recorded from "./recorded/ip-monitor.txt";
 import recordedNft from "./recorded/nft-monitor.txt";
 
@@ -32,6 +39,7 @@ test("what is expected of a node without any route", () => {
     link: "wigglenet",
     places: new Set(),
     followsUnderlay: false,
+    devices: [],
   });
 });
 
@@ -96,6 +104,15 @@ describe("recorded lines", () => {
     expect(signalOf(beginning, expected)).toBe(signal);
   });
 
+  test.each<[signal: Signal, line: string, devices: string[]]>([
+    ["links", "[LINK]6: veth0a1b2c3d@pod0: <BROADCAST", ["eth0", "veth*"]],
+    ["links", "[LINK]Deleted 6: veth0a1b2c3d@NONE", ["veth0a1b2c3d"]],
+    ["none", "[LINK]Deleted 6: veth0a1b2c3d@NONE", ["eth0", "veth0"]],
+    ["none", "[ADDR]6: veth0a1b2c3d    inet 10.1.0.1/32", ["veth*"]],
+  ])("%s: %s, where flows of %p are offloaded", (signal, beginning, devices) => {
+    expect(signalOf(beginning, expectation("wigglenet", routes, devices))).toBe(signal);
+  });
+
   test.each<[signal: Signal, line: string]>([
     ["none", "[ROUTE]10.1.1.9 via 192.0.2.1 dev eth0 proto 246 onlink"],
     ["everything", "[ROUTE]default via 192.0.2.1 dev eth0"],
@@ -121,12 +138,19 @@ test.each<[title: string, line: string]>([
 });
 
 describe("nft monitor: transactions that may have touched something of ours", () => {
+  function read(text: string): { ours: number; silent: number } {
+    const counts = { ours: 0, silent: 0 };
+    const reader = transactionReader(
+      () => counts.ours++,
+      () => counts.silent++,
+    );
+    for (const line of text.split("\n")) reader(line);
+    return counts;
+  }
+
   /** How many of these lines' transactions are told of. */
   function told(text: string): number {
-    let count = 0;
-    const read = transactionReader(() => count++);
-    for (const line of text.split("\n")) read(line);
-    return count;
+    return read(text).ours;
   }
 
   /** By its number, a transaction that was recorded; of a long one the first lines. */
@@ -189,5 +213,35 @@ describe("nft monitor: transactions that may have touched something of ours", ()
     ],
   ])("%s", (_, text, expected) => {
     expect(told(text)).toBe(expected);
+  });
+
+  const generation = "# new generation 7 by process 1 (nft)";
+  const device = 'flowtable inet wigglenet fastpath { hook ingress priority 0; devices = { "eth0" }; }';
+  test.each<[title: string, lines: string[], expected: ReturnType<typeof read>]>([
+    ["of nft before 1.1.4, nothing at all", [generation], { ours: 0, silent: 1 }],
+    ["of later ones", [`add ${device}`, generation], { ours: 0, silent: 1 }],
+    [
+      "with rules of ours",
+      ["flush table inet wigglenet", `add ${device}`, generation],
+      { ours: 1, silent: 0 },
+    ],
+    ["others' rules", ["add table ip nat", generation], { ours: 0, silent: 0 }],
+  ])("a flow table's devices: %s", (_, lines, expected) => {
+    expect(read(`${lines.join("\n")}\n`)).toEqual(expected);
+    // An own one that is not told of would else be waited for.
+    expect(
+      isTold({ kind: "run", argv: ["nft", "-f", "-"], stdin: `add ${device}\ndelete ${device}\n` }),
+    ).toBe(false);
+  });
+
+  test("own transactions that are told of", () => {
+    const nft = (stdin: string) => isTold({ kind: "run", argv: ["nft", "-f", "-"], stdin });
+    expect(nft("flush chain inet wigglenet forward\ndelete flowtable inet wigglenet fastpath\n")).toBe(true);
+    expect(nft("delete flowtable inet wigglenet fastpath\nadd rule inet wigglenet x accept\n")).toBe(true);
+    expect(isTold({ kind: "run", argv: ["ip6tables-nft-restore"], stdin: "*filter\nCOMMIT\n" })).toBe(true);
+    expect(isTold({ kind: "run", argv: ["iptables-legacy-restore"], stdin: "*filter\nCOMMIT\n" })).toBe(
+      false,
+    );
+    expect(isTold({ kind: "run", argv: ["ipset", "restore"], stdin: "destroy x\n" })).toBe(false);
   });
 });

@@ -3,7 +3,9 @@ import type { Logger } from "pino";
 import { parseAddress } from "../plan/address.ts";
 import { type Route, tunnelTable } from "../plan/desired.ts";
 import { markBit } from "../plan/firewall.ts";
+import { matches } from "../plan/own.ts";
 import { protocol } from "./routes.ts";
+import type { Command } from "./run.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
 export type Signal = "none" | "links" | "everything";
@@ -15,11 +17,18 @@ export interface Expectation {
   places: ReadonlySet<string>;
   /** Whether routes of the underlay matter, as copies of them are among ours. */
   followsUnderlay: boolean;
+  /** Links whose flows are offloaded, by name or how it begins. */
+  devices: readonly string[];
 }
 
-export function expectation(link: string, routes: readonly Route[]): Expectation {
+export function expectation(
+  link: string,
+  routes: readonly Route[],
+  devices: readonly string[] = [],
+): Expectation {
   return {
     link,
+    devices,
     places: new Set(
       routes.map((route) =>
         place(route.type === "tunnel" ? route.table : "main", route.prefix, route.type === "unreachable"),
@@ -44,8 +53,9 @@ export function classify(line: string, expected: Expectation): Signal {
   }
   if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
   const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
-  // Pods' links come and go all the time, and nothing of ours depends on them.
-  if (name.startsWith("veth") || name === "lo") return "none";
+  // Pods' links come and go all the time, and nothing else of ours depends on them.
+  if (name.startsWith("veth") || name === "lo")
+    return label === "LINK" && expected.devices.some((device) => matches(name, device)) ? "links" : "none";
   const lost = deleted !== undefined || (label === "LINK" && !/<[^>]*\bUP\b[^>]*>/.test(text));
   // A link that went down, or that lost its last address, has lost its IPv4 routes without a word.
   return lost && (name === expected.link || expected.followsUnderlay) ? "everything" : "links";
@@ -83,17 +93,31 @@ const ofOurs = new RegExp(
   ].join("|"),
 );
 
+/** Whether `nft monitor` tells of a transaction; of flow tables it does not before 1.1.4. */
+export function isTold({ argv, stdin = "" }: Command): boolean {
+  const [program = ""] = argv;
+  return (
+    program.endsWith("-nft-restore") || (program === "nft" && /^(?!\w+ flowtable )/m.test(stdin.trimEnd()))
+  );
+}
+
 /**
- * Reads `nft monitor`, which ends each transaction with the number of the new generation, and tells of each one that
- * had something of ours in it, in either backend.
+ * Reads `nft monitor`, which ends each transaction with the number of the new generation.
+ * @param ours told of each one that had something of ours in it, in either backend
+ * @param silent told of each one of which there is nothing to read, as it was about flow tables
  */
-export function transactionReader(ours: () => void): (line: string) => void {
+export function transactionReader(ours: () => void, silent: () => void): (line: string) => void {
   let concerned = false;
+  let heard = false;
   return (line) => {
     if (line.startsWith("# new generation")) {
       if (concerned) ours();
-      concerned = false;
-    } else concerned ||= ofOurs.test(line);
+      else if (!heard) silent();
+      concerned = heard = false;
+    } else if (!/^\w+ flowtable /.test(line)) {
+      concerned ||= ofOurs.test(line);
+      heard = true;
+    }
   };
 }
 

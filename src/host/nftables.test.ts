@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { type FirewallInput, firewall } from "../plan/firewall.ts";
+import { diffDevices, parseDevices } from "./flowtable.ts";
 import {
   diffRuleset,
   type ObservedRuleset,
@@ -268,6 +269,81 @@ describe("desired and observed → transaction", () => {
       "delete table inet wigglenet",
       ...lines(desired(), undefined),
     ]);
+  });
+
+  const flowtable = { devices: ["eth0"], packets: 9 };
+  const offload = "ip saddr @own-ipv4 ct state established,related ct packets > 9 flow add @fastpath";
+  const rules = (settings: Tweak) =>
+    lines(desired(settings), undefined).filter((line) => line.includes(" wigglenet forward meta"));
+
+  test("flows are offloaded: the table is made anew, with a flow table before the rules that name it", () => {
+    const all = lines(desired({ flowtable }), settled());
+    expect(all.slice(0, 3)).toEqual([
+      "delete table inet wigglenet",
+      "add table inet wigglenet",
+      "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
+    ]);
+    expect(all.filter((line) => line.includes("saddr @own-ipv4") && line.includes("@fastpath"))).toEqual([
+      `add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname "wigglenet" ${offload}`,
+      `add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ${offload.replace("ct state", "ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ct state")}`,
+    ]);
+    expect(diffRuleset(desired({ flowtable }), settled({ flowtable }))).toEqual([]);
+    expect(lines(desired(), settled({ flowtable }))[0]).toBe("delete table inet wigglenet");
+    expect(lines(desired(), settled({ flowtable }))).not.toContainEqual(expect.stringContaining("flowtable"));
+  });
+
+  test("another address is a node's: what was offloaded to it is looked at again, in the same transaction", () => {
+    const settings = { flowtable, nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] };
+    expect(lines(desired(settings), settled({ flowtable }))).toEqual([
+      "flush chain inet wigglenet forward",
+      "delete flowtable inet wigglenet fastpath",
+      "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
+      "add element inet wigglenet nodes-ipv4 { 192.0.2.2 }",
+      ...rules(settings),
+    ]);
+    expect(lines(desired({ flowtable }), settled(settings))).toEqual([
+      "delete element inet wigglenet nodes-ipv4 { 192.0.2.2 }",
+    ]);
+  });
+
+  test("what nft lists of a flow table, with and without devices", () => {
+    const listing = (...entries: object[]) => JSON.stringify({ nftables: [{ metainfo: {} }, ...entries] });
+    const listed = {
+      family: "inet",
+      name: "fastpath",
+      table: "wigglenet",
+      handle: 1,
+      hook: "ingress",
+      prio: 0,
+    };
+    for (const dev of [undefined, "eth0", ["eth0", "veth1"]]) {
+      const observed = parseRuleset(listing({ flowtable: { ...listed, ...(dev && { dev }) } }));
+      expect(observed).toEqual({
+        flowtables: { fastpath: "hook ingress priority 0" },
+        sets: {},
+        chains: {},
+        others: [],
+      });
+      expect(parseDevices(listing({ flowtable: { ...listed, ...(dev && { dev }) } }))).toEqual(
+        dev === undefined ? [] : [dev].flat(),
+      );
+    }
+  });
+
+  test("devices of a flow table", () => {
+    const change = (desired: string[], present: string[]) =>
+      diffDevices(desired, present).flatMap(({ stdin = "" }) => stdin.trimEnd().split("\n"));
+    const line = (verb: string, devices: string) =>
+      `${verb} flowtable inet wigglenet fastpath { hook ingress priority 0; devices = { ${devices} }; }`;
+    expect(change(["eth0", "veth1"], [])).toEqual([line("add", '"eth0", "veth1"')]);
+    expect(change(["eth0", "veth2"], ["veth1", "eth0"])).toEqual([
+      line("add", '"veth2"'),
+      line("delete", '"veth1"'),
+    ]);
+    expect(change(["eth0"], ["eth0"])).toEqual([]);
+    // The kernel takes 256 in one message.
+    const many = Array.from({ length: 300 }, (_, n) => `veth${n}`);
+    expect(change(many, []).map((line) => line.match(/veth/g)?.length)).toEqual([256, 44]);
   });
 
   test("5,000 nodes are one transaction, and one more is one line", () => {

@@ -1,7 +1,8 @@
 /** The firewall as the nftables table `inet wigglenet`. No other table is read or touched. */
 import { createHash } from "node:crypto";
-import { type Family, familyOf } from "../plan/address.ts";
+import { type Family, families, familyOf } from "../plan/address.ts";
 import { type Firewall, type Hook, hooks, markBit, type Rule, setNames } from "../plan/firewall.ts";
+import * as flowtable from "./flowtable.ts";
 import { $, type Command, CommandError, command } from "./run.ts";
 
 const table = "wigglenet";
@@ -19,12 +20,15 @@ export interface NftChain {
 }
 
 export interface Ruleset {
+  /** As in `hook ingress priority 0`. */
+  flowtables: Record<string, string>;
   sets: Record<string, NftSet>;
   chains: Record<string, NftChain>;
 }
 
 /** A ruleset as it was listed: of each rule only its comment, which is the fingerprint of its text. */
 export interface ObservedRuleset {
+  flowtables: Record<string, string>;
   sets: Record<string, NftSet>;
   chains: Record<string, { spec: string; fingerprints: string[] }>;
   /** Kinds of objects in the table that are neither: none of them is ours. */
@@ -43,8 +47,7 @@ const chains: Record<Hook, string> = {
 };
 
 /** What the table should hold. */
-export function ruleset({ rules, sets }: Firewall): Ruleset {
-  const families: Family[] = ["ipv4", "ipv6"];
+export function ruleset({ rules, sets, devices }: Firewall): Ruleset {
   const all = setNames.flatMap((name) =>
     families.map((family) => {
       const elements = sets[name].filter((value) => familyOf(value) === family).map(bare);
@@ -53,6 +56,7 @@ export function ruleset({ rules, sets }: Firewall): Ruleset {
     }),
   );
   return {
+    flowtables: devices ? { [flowtable.name]: flowtable.spec } : {},
     sets: Object.fromEntries(all),
     chains: Object.fromEntries(
       hooks.map((hook) => [
@@ -69,6 +73,7 @@ const verdicts: Record<Rule["verdict"], string> = {
   mark: `meta mark set meta mark or ${markBit}`,
   masquerade: "masquerade",
   "masquerade-random": "masquerade fully-random",
+  offload: `flow add @${flowtable.name}`,
 };
 
 /** A rule as nft takes it. */
@@ -82,6 +87,7 @@ function text({ family, match, verdict }: Rule): string {
     `meta nfproto ${family}`,
     ...(match.in ? [`iifname ${link(match.in)}`] : []),
     ...(match.notIn ? [`iifname != ${link(match.notIn)}`] : []),
+    ...(match.out ? [`oifname ${link(match.out)}`] : []),
     ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
     ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),
     ...(match.notFrom ?? []).map((value) => `${ip} saddr != ${address(value)}`),
@@ -91,6 +97,7 @@ function text({ family, match, verdict }: Rule): string {
     ...status("snat", match.sourceTranslated),
     ...status("dnat", match.destinationTranslated),
     ...(match.established ? ["ct state established,related"] : []),
+    ...(match.packetsOver === undefined ? [] : [`ct packets > ${match.packetsOver}`]),
     ...(match.icmpv6 ? [`icmpv6 type ${match.icmpv6}`] : []),
     ...(match.spoofed ? ["fib saddr . iif oif missing"] : []),
     verdicts[verdict],
@@ -117,14 +124,15 @@ interface NftListing {
     set?: { name: string; type: string; flags?: string[]; elem?: NftValue[] };
     chain?: { name: string; type?: string; hook?: string; prio?: number; policy?: string };
     rule?: { chain: string; comment?: string };
+    flowtable?: { name: string; hook: string; prio: number };
     [other: string]: unknown;
   }[];
 }
 
 /** Parses `nft -j list table inet wigglenet`. */
 export function parseRuleset(output: string): ObservedRuleset {
-  const result: ObservedRuleset = { sets: {}, chains: {}, others: [] };
-  for (const { set, chain, rule, metainfo, table, ...others } of (JSON.parse(output) as NftListing)
+  const result: ObservedRuleset = { flowtables: {}, sets: {}, chains: {}, others: [] };
+  for (const { set, chain, rule, flowtable, metainfo, table, ...others } of (JSON.parse(output) as NftListing)
     .nftables) {
     result.others.push(...Object.keys(others));
     if (set) {
@@ -135,7 +143,9 @@ export function parseRuleset(output: string): ObservedRuleset {
         spec: `type ${chain.type} hook ${chain.hook} priority ${chain.prio}; policy ${chain.policy}`,
         fingerprints: [],
       };
-    } else if (rule) result.chains[rule.chain]?.fingerprints.push(rule.comment ?? "");
+    } else if (flowtable)
+      result.flowtables[flowtable.name] = `hook ${flowtable.hook} priority ${flowtable.prio}`;
+    else if (rule) result.chains[rule.chain]?.fingerprints.push(rule.comment ?? "");
   }
   return result;
 }
@@ -153,6 +163,11 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
   const kept = observed && sameStructure(desired, observed) ? observed : undefined;
   if (observed !== undefined && kept === undefined) lines.push(`delete table ${on}`);
   if (kept === undefined) lines.push(`add table ${on}`);
+  const renewed = kept !== undefined && newNodes(desired, kept) ? Object.keys(desired.flowtables) : [];
+  if (renewed.length > 0) lines.push(`flush chain ${on} forward`);
+  for (const name of renewed) lines.push(`delete flowtable ${on} ${name}`);
+  for (const [name, spec] of Object.entries(desired.flowtables))
+    if (kept === undefined || renewed.length > 0) lines.push(`add flowtable ${on} ${name} { ${spec}; }`);
   for (const [name, { spec, elements: wanted }] of Object.entries(desired.sets)) {
     const present = kept?.sets[name]?.elements;
     if (present === undefined) lines.push(`add set ${on} ${name} { ${spec}; }`);
@@ -167,7 +182,8 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
     );
   }
   for (const [name, { spec, rules }] of Object.entries(desired.chains)) {
-    const present = kept?.chains[name]?.fingerprints;
+    const flushed = name === "forward" && renewed.length > 0;
+    const present = flushed ? [] : kept?.chains[name]?.fingerprints;
     if (present === undefined) lines.push(`add chain ${on} ${name} { ${spec}; }`);
     if (present !== undefined && Bun.deepEquals(present, rules.map(fingerprint))) continue;
     if (present !== undefined && present.length > 0) lines.push(`flush chain ${on} ${name}`);
@@ -179,23 +195,36 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
 /** Takes away all that is ours. */
 export const removal = command`nft delete table inet ${table}`;
 
+/**
+ * What was offloaded on its way to an address that has become a node's would go on in the clear: a route of another
+ * table than the one that it followed is nothing that IPv6 looks at again for. With a new flow table it is looked at.
+ */
+function newNodes(desired: Ruleset, { sets }: ObservedRuleset): boolean {
+  return families.some((family) => {
+    const had = new Set(sets[`nodes-${family}`]?.elements);
+    return desired.sets[`nodes-${family}`]?.elements.some((address) => !had.has(address));
+  });
+}
+
 function sameStructure(desired: Ruleset, observed: ObservedRuleset): boolean {
-  const structure = ({ sets, chains }: Ruleset | ObservedRuleset) =>
-    [sets, chains].map((objects) =>
+  const structure = ({ flowtables, sets, chains }: Ruleset | ObservedRuleset) => [
+    Object.entries(flowtables).map(([name, spec]) => `${name}: ${spec}`),
+    ...[sets, chains].map((objects) =>
       Object.entries(objects)
         .map(([name, { spec }]) => `${name}: ${spec}`)
         .sort(),
-    );
+    ),
+  ];
   return observed.others.length === 0 && Bun.deepEquals(structure(desired), structure(observed));
 }
 
 /** What is listed once `diffRuleset` is done. */
-export function settledRuleset({ sets, chains }: Ruleset): ObservedRuleset {
+export function settledRuleset({ flowtables, sets, chains }: Ruleset): ObservedRuleset {
   const settled = Object.entries(chains).map(([name, { spec, rules }]) => [
     name,
     { spec, fingerprints: rules.map(fingerprint) },
   ]);
-  return { sets, chains: Object.fromEntries(settled), others: [] };
+  return { flowtables, sets, chains: Object.fromEntries(settled), others: [] };
 }
 
 // How nft prints a rule differs between its versions; a comment is printed as it was given.

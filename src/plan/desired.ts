@@ -77,6 +77,7 @@ export interface PlanInput {
     masqueradeRandomFully: boolean;
     nonMasqueradeCidrs: readonly string[];
     filter: Record<Family, boolean>;
+    flowtable: { devices: readonly string[]; packets: number } | undefined;
   };
   /** Smallest MTU of the links that carry the node's addresses. */
   underlayMtu: number;
@@ -159,6 +160,7 @@ export function plan(input: PlanInput): Desired {
       masqueradeRandomFully: settings.masqueradeRandomFully,
       nonMasqueradeCidrs: outermost(settings.nonMasqueradeCidrs),
       filter: settings.filter,
+      flowtable: settings.flowtable,
     }),
     cni: own.podRanges.length > 0 ? cniConfig(own.podRanges, mtu) : undefined,
     problems,

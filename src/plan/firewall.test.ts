@@ -26,6 +26,7 @@ function input(tweak: Partial<FirewallInput> = {}): FirewallInput {
     masqueradeRandomFully: true,
     nonMasqueradeCidrs: [],
     filter: none,
+    flowtable: undefined,
     ...tweak,
   };
 }
@@ -189,6 +190,26 @@ test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family
     const verdicts = rules.filter((rule) => rule.family === family).map((rule) => rule.verdict as string);
     expect([...new Set(verdicts)].sort()).toEqual([...expected[family]].sort());
   }
+});
+
+test("offload: own pods' flows, into the tunnel or to where it does not lead", () => {
+  const flowtable = { devices: ["veth1", "eth0"], packets: 128 };
+  const tunnelled = firewall(input({ flowtable }));
+  expect(tunnelled.devices).toEqual(["eth0", "veth1"]);
+  expect(linesOf(tunnelled, "ipv6").filter((line) => line.endsWith("offload"))).toEqual([
+    "forward: from @own, established, packetsOver 128, in veth+, out wigglenet: offload",
+    "forward: from @own, established, packetsOver 128, in veth+, notTo @remote,@nodes: offload",
+  ]);
+  // After what drops, and before what lets pass: a packet that passes is asked.
+  const verdicts = firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } }))
+    .rules.filter((rule) => rule.family === "ipv4" && rule.hook === "forward")
+    .map((rule) => rule.verdict);
+  expect(verdicts.slice(0, 5)).toEqual(["drop", "drop", "offload", "offload", "pass"]);
+  // Where the underlay routes pods, whatever their links are called.
+  expect(linesOf(firewall(input({ flowtable, tunnelled: [] })), "ipv4")).toEqual([
+    "forward: from @own, established, packetsOver 128: offload",
+  ]);
+  expect(firewall(input()).devices).toBeUndefined();
 });
 
 describe("sets", () => {

@@ -26,6 +26,7 @@ export interface Conditions {
   /** A link; with `+` at its end, all that begin so. */
   in?: string;
   notIn?: string;
+  out?: string;
   notOut?: string;
   from?: Addresses;
   notFrom?: Addresses[];
@@ -37,6 +38,8 @@ export interface Conditions {
   destinationTranslated?: boolean;
   /** Part of a connection that there is, or an error about one. */
   established?: true;
+  /** The connection has had more packets than this, both ways together. */
+  packetsOver?: number;
   /** Number of an ICMPv6 type. */
   icmpv6?: number;
   /** The way back to the source is not by the link that the packet came from. */
@@ -47,13 +50,15 @@ export interface Rule {
   hook: Hook;
   family: Family;
   match: Conditions;
-  /** `pass`: none of our further rules in this hook is asked; others' are. */
-  verdict: "pass" | "drop" | "mark" | "masquerade" | "masquerade-random";
+  /** `pass`: none of our further rules in this hook is asked; others' are. `offload` decides nothing for this packet. */
+  verdict: "pass" | "drop" | "mark" | "masquerade" | "masquerade-random" | "offload";
 }
 
 export interface Firewall {
   rules: Rule[];
   sets: Record<SetName, string[]>;
+  /** Links at which the packets of offloaded flows are met; undefined if nothing is to be offloaded. */
+  devices: string[] | undefined;
 }
 
 export interface FirewallInput {
@@ -74,6 +79,8 @@ export interface FirewallInput {
   masqueradeRandomFully: boolean;
   nonMasqueradeCidrs: readonly string[];
   filter: Record<Family, boolean>;
+  /** Links that are there, of those whose flows are to be offloaded, and after how many packets. */
+  flowtable: { devices: readonly string[]; packets: number } | undefined;
 }
 
 /** Pods' links as ptp names them. */
@@ -89,6 +96,7 @@ export function firewall(input: FirewallInput): Firewall {
       const tunnelled = input.tunnelled.includes(family);
       return [
         ...(tunnelled ? [...noPlaintext(input.link, family), ...marks(family)] : []),
+        ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
         ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
       ];
@@ -102,6 +110,7 @@ export function firewall(input: FirewallInput): Firewall {
       unencrypted: sorted(input.unencrypted),
       keep: sorted(input.nonMasqueradeCidrs),
     },
+    devices: input.flowtable && [...input.flowtable.devices].sort(),
   };
 }
 
@@ -158,6 +167,22 @@ function marks(family: Family): Rule[] {
     { direction: "original", sourceTranslated: false } as const,
     { direction: "reply", destinationTranslated: false } as const,
   ].map((match) => ({ hook: "prerouting", family, match: { from: "@own", ...match }, verdict: "mark" }));
+}
+
+/**
+ * Flows whose further packets go from link to link by the way that this one has, past all chains, until a route of
+ * theirs changes. Decided by a packet of an own pod, whose way out is seen here; the way back, which the kernel looks up
+ * by itself, without our mark, leads to that pod. What the tunnel does not carry is offloaded only where it need not.
+ */
+function offload(link: string, family: Family, tunnelled: boolean, packetsOver: number): Rule[] {
+  const from: Conditions = { from: "@own", established: true, packetsOver };
+  const matches: Conditions[] = tunnelled
+    ? [
+        { ...from, in: podLinks, out: link },
+        { ...from, in: podLinks, notTo: ["@remote", "@nodes"] },
+      ]
+    : [from];
+  return matches.map((match) => ({ hook: "forward", family, match, verdict: "offload" }));
 }
 
 /** New connections to own pods from outside of the cluster: what counts is the way in, not the address. */

@@ -47,6 +47,15 @@ export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: strin
   );
 }
 
+/** The links that match, by name or, with a `*` at its end, by how it begins. */
+export function matchingLinks(links: readonly { name: string }[], patterns: readonly string[]): string[] {
+  return links.map((link) => link.name).filter((name) => patterns.some((pattern) => matches(name, pattern)));
+}
+
+export function matches(name: string, pattern: string): boolean {
+  return pattern.endsWith("*") ? name.startsWith(pattern.slice(0, -1)) : name === pattern;
+}
+
 export function nodeAddresses(
   node: NodeObject,
   links: readonly NodeLink[],

@@ -15,6 +15,7 @@ export function loaded(tweak: Partial<FirewallInput> = {}): FirewallInput {
     masqueradeRandomFully: true,
     nonMasqueradeCidrs: ["172.20.0.0/16", "2001:db8:9::9/128"],
     filter: { ipv4: true, ipv6: true },
+    flowtable: undefined,
     ...tweak,
   };
 }

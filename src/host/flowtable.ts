@@ -1,0 +1,62 @@
+/** The flow table of `inet wigglenet`: whether the kernel has such, and the links at which it meets packets. */
+import { $, batch, type Command, CommandError, execute } from "./run.ts";
+
+/** The Go implementation's name for it. */
+export const name = "fastpath";
+/** Priority 0 at ingress: after what others have there for filtering before (-500). */
+export const spec = "hook ingress priority 0";
+
+const on = `inet wigglenet ${name}`;
+
+/** Undefined if this kernel can offload flows; else what nft says of it. Nothing is changed. */
+export async function refusal(): Promise<string | undefined> {
+  const table = "inet wigglenet-check";
+  const lines = [
+    `add table ${table}`,
+    `add flowtable ${table} ${name} { ${spec}; }`,
+    `add chain ${table} forward { type filter hook forward priority 0; }`,
+    `add rule ${table} forward flow add @${name}`,
+  ];
+  try {
+    for (const command of batch(["nft", "-c", "-f", "-"], lines)) await execute(command);
+    return undefined;
+  } catch (error) {
+    if (error instanceof CommandError) return error.stderr.split("\n")[0];
+    throw error;
+  }
+}
+
+export async function observeDevices(): Promise<string[]> {
+  return parseDevices(await $`nft -j list flowtable inet wigglenet ${name}`);
+}
+
+/** Parses `nft -j list flowtable`. A link that is deleted leaves the flow table by itself. */
+export function parseDevices(output: string): string[] {
+  const { nftables } = JSON.parse(output) as { nftables: { flowtable?: { dev?: string | string[] } }[] };
+  return nftables.flatMap(({ flowtable }) => flowtable?.dev ?? []);
+}
+
+// What one message to the kernel may hold.
+const most = 256;
+
+/** One transaction, or none. Flows stay where they are: of a link that is not in it they take the long way. */
+export function diffDevices(desired: readonly string[], present: readonly string[]): Command[] {
+  const change = (verb: string, devices: readonly string[]) =>
+    Array.from({ length: Math.ceil(devices.length / most) }, (_, index) => {
+      const some = devices.slice(index * most, (index + 1) * most).map((device) => `"${device}"`);
+      return `${verb} flowtable ${on} { ${spec}; devices = { ${some.join(", ")} }; }`;
+    });
+  return batch(
+    ["nft", "-f", "-"],
+    [
+      ...change(
+        "add",
+        desired.filter((device) => !present.includes(device)),
+      ),
+      ...change(
+        "delete",
+        present.filter((device) => !desired.includes(device)),
+      ),
+    ],
+  );
+}
