@@ -2,10 +2,11 @@ import { describe, expect, test } from "bun:test";
 import { type FirewallInput, firewall } from "../plan/firewall.ts";
 import {
   type Backend,
+  closedChains,
   diffFirewall,
   nodesIn,
   type ObservedFirewall,
-  parseClosed,
+  parseChains,
   settledFirewall,
 } from "./firewall.ts";
 import { loaded } from "./recorded/loaded.ts";
@@ -125,7 +126,7 @@ describe.each(backends)("%s", (backend) => {
 
 describe("chains of others that drop what nobody accepts", () => {
   test("as nft listed them", () => {
-    expect(parseClosed(listed)).toEqual([
+    expect(closedChains(parseChains(listed))).toEqual([
       "ip filter FORWARD",
       "inet firewalld filter_FORWARD",
       "inet firewalld filter_INPUT",
@@ -154,10 +155,10 @@ describe("chains of others that drop what nobody accepts", () => {
     ["ARP's", { family: "arp" }, []],
     ["a device's", { family: "netdev", hook: "ingress" }, []],
   ])("%s", (_, tweak, expected) => {
-    expect(parseClosed(chain(tweak))).toEqual(expected);
+    expect(closedChains(parseChains(chain(tweak)))).toEqual(expected);
   });
 
   test("none at all", () => {
-    expect(parseClosed('{"nftables": [{"metainfo": {"version": "1.0.6"}}]}')).toEqual([]);
+    expect(closedChains(parseChains('{"nftables": [{"metainfo": {"version": "1.0.6"}}]}'))).toEqual([]);
   });
 });

@@ -58,7 +58,8 @@ export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): 
 
 export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
   const nft = await takesNftables();
-  const closed = nft ? parseClosed(await $`nft -j list chains`) : [];
+  const listed = nft ? parseChains(await $`nft -j list chains`) : [];
+  const closed = closedChains(listed);
   const observed: ObservedFirewall = {
     ruleset: nft ? await observeRuleset() : undefined,
     chains: {},
@@ -67,7 +68,8 @@ export async function observeFirewall(backend: Backend): Promise<ObservedFirewal
     closed: closed.filter((chain) => !chain.endsWith(" filter FORWARD")),
     hidden: undefined,
   };
-  if (nft) observed.chains.nft = await observeChains("nft");
+  const names = new Set(listed.map(({ family, table, name }) => `${family} ${table} ${name}`));
+  if (nft) observed.chains.nft = await observeChains("nft", names);
   try {
     if ((await legacyTables()).length > 0) {
       observed.chains.legacy = await observeChains("legacy");
@@ -81,19 +83,25 @@ export async function observeFirewall(backend: Backend): Promise<ObservedFirewal
   return observed;
 }
 
-interface ChainListing {
-  nftables: { chain?: { family: string; table: string; name: string; hook?: string; policy?: string } }[];
+interface NftChainEntry {
+  family: string;
+  table: string;
+  name: string;
+  hook?: string;
+  policy?: string;
 }
 
-/**
- * The base chains at input and forward that drop or that firewalld has, from `nft -j list chains`: that lists no rule,
- * so that rules which this nft cannot read do no harm.
- */
-export function parseClosed(output: string): string[] {
-  return (JSON.parse(output) as ChainListing).nftables.flatMap(({ chain }) => {
+/** Parses `nft -j list chains`: that lists no rule, so that rules which this nft cannot read do no harm. */
+export function parseChains(output: string): NftChainEntry[] {
+  const { nftables } = JSON.parse(output) as { nftables: { chain?: NftChainEntry }[] };
+  return nftables.flatMap(({ chain }) => chain ?? []);
+}
+
+/** The base chains at input and forward that drop, or that firewalld has. */
+export function closedChains(chains: readonly NftChainEntry[]): string[] {
+  return chains.flatMap((chain) => {
     // A bridge has a forward hook too, and ARP an input.
-    if (chain === undefined || !/^(ip6?|inet) (input|forward)$/.test(`${chain.family} ${chain.hook}`))
-      return [];
+    if (!/^(ip6?|inet) (input|forward)$/.test(`${chain.family} ${chain.hook}`)) return [];
     const closes = chain.policy === "drop" || chain.table === "firewalld";
     return closes && chain.table !== "wigglenet" ? [`${chain.family} ${chain.table} ${chain.name}`] : [];
   });

@@ -35,6 +35,7 @@ const acceptance: Place = {
 };
 
 const tool: Record<Family, string> = { ipv4: "iptables", ipv6: "ip6tables" };
+const nftFamily: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
 
 /** A chain that a node should have. */
 export type Chain = Place & { family: Family; rules: string[] };
@@ -79,8 +80,10 @@ export function sets(desired: Firewall): Record<string, string[]> {
 const everyPlace = [...Object.values(places), acceptance];
 const everySet = setNames.flatMap((set) => families.map((family) => setName(set, family)));
 
-export async function observeChains(variant: Variant): Promise<ObservedChains> {
+/** @param known the chains that there are, as `ip filter FORWARD`, where that is known: the others are not asked for */
+export async function observeChains(variant: Variant, known?: ReadonlySet<string>): Promise<ObservedChains> {
   const chain = async (family: Family, { table, parent, chain }: Place) => {
+    if (known && !known.has(`${nftFamily[family]} ${table} ${chain}`)) return undefined;
     const program = `${tool[family]}-${variant}`;
     // Asked for first: it says plainly that there is no such chain.
     const jump = await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`);
@@ -97,9 +100,9 @@ export async function observeChains(variant: Variant): Promise<ObservedChains> {
 }
 
 export async function observeSets(): Promise<ObservedSets> {
-  const entries = everySet.map(
-    async (name) => [name, parseSet(await answer($`ipset save ${name}`))] as const,
-  );
+  const names = new Set((await answer($`ipset list -n`)).split("\n"));
+  const there = everySet.filter((name) => names.has(name));
+  const entries = there.map(async (name) => [name, parseSet(await answer($`ipset save ${name}`))] as const);
   return Object.fromEntries(await Promise.all(entries));
 }
 
