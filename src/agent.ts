@@ -51,12 +51,10 @@ export class Agent {
   #expected: Expectation | undefined;
   #reported = new Map<string, string>();
   #synced = false;
-  /** Of the links that FLOWTABLE_DEVICES names. */
-  #missing: string[] = [];
   /** Of the node's own links, at the last look. */
   #addresses: ReadonlySet<string> = new Set();
-  /** Names in NODE_IP_INTERFACES that no link had then. */
-  #missing: string[] = [];
+  /** By variable, the names in it that no link had then. */
+  readonly #missing = new Map<string, string[]>();
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -225,14 +223,10 @@ export class Agent {
   #flowtable(links: readonly Link[]): Config["flowtable"] {
     const { flowtable } = this.#config;
     if (flowtable === undefined) return undefined;
+    const { linkName } = this.#config;
+    const named = flowtable.devices.filter((name) => !name.endsWith("*") && name !== linkName);
+    this.#tellMissing("FLOWTABLE_DEVICES", named, links);
     const devices = matchingLinks(links, flowtable.devices);
-    const missing = flowtable.devices.filter((name) => !name.endsWith("*") && !devices.includes(name));
-    if (this.#synced && !Bun.deepEquals(missing, this.#missing) && missing.length > 0)
-      this.#log.warn(
-        { missing },
-        "FLOWTABLE_DEVICES names links that are not there: they are taken when they come",
-      );
-    if (this.#synced) this.#missing = missing;
     return { ...flowtable, devices };
   }
 
@@ -242,14 +236,18 @@ export class Agent {
     const present = new Set(own.flatMap((link) => link.addresses.map((entry) => entry.address)));
     if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
     this.#addresses = present;
-    // A mistyped name, or a link that is still to come.
-    const missing = this.#config.nodeIpInterfaces.filter((name) => !own.some((link) => link.name === name));
-    if (missing.length > 0 && !Bun.deepEquals(missing, this.#missing))
+    this.#tellMissing("NODE_IP_INTERFACES", this.#config.nodeIpInterfaces, own);
+  }
+
+  /** A mistyped name, or a link that is still to come. */
+  #tellMissing(variable: string, names: readonly string[], links: readonly { name: string }[]): void {
+    const missing = names.filter((name) => !links.some((link) => link.name === name));
+    if (missing.length > 0 && !Bun.deepEquals(missing, this.#missing.get(variable)))
       this.#log.warn(
-        { missing, links: own.map((link) => link.name) },
-        "NODE_IP_INTERFACES names links that are not there: their addresses will be published once they are",
+        { missing, links: links.map((link) => link.name) },
+        `${variable} names links that are not there: they count once they are`,
       );
-    this.#missing = missing;
+    this.#missing.set(variable, missing);
   }
 
   async #ownSettings(): Promise<OwnSettings> {
