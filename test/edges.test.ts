@@ -5,7 +5,7 @@ import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import type { Addresses, Host } from "./lab/namespace.ts";
 import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { createNodePort, startKubeProxy } from "./lab/service.ts";
+import { createService, startKubeProxy } from "./lab/service.ts";
 import { outsideAddresses } from "./lab/underlay.ts";
 
 let lab: Lab;
@@ -14,6 +14,12 @@ let p1: Pod, p2: Pod, p3: Pod;
 const families = ["ipv4", "ipv6"] as const;
 const external = { ipv4: "203.0.113.3", ipv6: "2001:db8:ffff::3" };
 const ports = { hostPort: 8080, cluster: 30007, local: 30008 };
+const numbered = (n: number) => ({ ipv4: `203.0.113.${n}`, ipv6: `2001:db8:ffff::${n}` });
+/** Addresses of the Services, by their policy. */
+const front = {
+  cluster: { externalIps: numbered(20), balancer: numbered(21) },
+  local: { externalIps: numbered(22), balancer: numbered(23) },
+};
 
 beforeAll(async () => {
   lab = await Lab.start({
@@ -55,16 +61,20 @@ async function seen(from: Host, to: Host, port = 7): Promise<Record<string, stri
 }
 
 describe("a pod of n2 behind a port of the node", () => {
+  const clusterIps: Record<keyof typeof front, Addresses> = { cluster: {}, local: {} };
+
   beforeAll(async () => {
-    await createNodePort(lab.controlPlane, "cluster", { nodePort: ports.cluster, backends: [p2] });
-    await createNodePort(lab.controlPlane, "local", {
-      nodePort: ports.local,
-      backends: [p2],
-      policy: "Local",
-    });
-    await startKubeProxy(lab.controlPlane, n1, "nftables");
+    for (const policy of ["cluster", "local"] as const)
+      clusterIps[policy] = await createService(lab.controlPlane, policy, {
+        nodePort: ports[policy],
+        backends: [p2],
+        policy: policy === "local" ? "Local" : "Cluster",
+        ...front[policy],
+      });
+    // In both modes it tells pods by their links, as where pod CIDRs are not of one prefix; and in one by the prefix.
+    await startKubeProxy(lab.controlPlane, n1, "nftables", "veth");
     await startKubeProxy(lab.controlPlane, n2, "nftables");
-    await startKubeProxy(lab.controlPlane, n3, "iptables");
+    await startKubeProxy(lab.controlPlane, n3, "iptables", "veth");
     const served = () => [n1, n2, n3].map((node): [Host, Host] => [node, node]);
     for (const port of [ports.cluster, ports.local])
       await until(
@@ -102,6 +112,46 @@ describe("a pod of n2 behind a port of the node", () => {
     expect(await lab.unreached(pairs, { port: ports.cluster, protocols })).toEqual([]);
     expect(await capture.stop()).toEqual([]);
   });
+
+  test.each(["cluster", "local"] as const)(
+    "ClusterIP, LoadBalancer and external IPs, externalTrafficPolicy %s: from nodes and pods",
+    async (policy) => {
+      const { externalIps, balancer } = front[policy];
+      const pairs = [n1, n2, n3, p1, p2, p3].flatMap((host) =>
+        [clusterIps[policy], balancer, externalIps].map((addresses): [Host, Host] => [
+          host,
+          at(p2, addresses),
+        ]),
+      );
+      await using capture = await lab.capture();
+      expect(await lab.unreached(pairs, { protocols })).toEqual([]);
+      expect(await capture.stop()).toEqual([]);
+    },
+  );
+
+  test.each([
+    ["nftables, of a node without a backend", "cluster", () => n1],
+    ["iptables, of a node without a backend", "cluster", () => n3],
+    ["nftables, of the node with the backend", "local", () => n2],
+  ] as const)(
+    "LoadBalancer and external IPs from outside, by kube-proxy in %s: %s",
+    async (_, policy, node) => {
+      const all = Object.values(front[policy]);
+      await lab.underlay.router.ip(
+        ...all.flatMap(({ ipv4, ipv6 }) => [
+          `route replace ${ipv4} via ${node().addresses.ipv4}`,
+          `route replace ${ipv6} via ${node().addresses.ipv6}`,
+        ]),
+      );
+      await using capture = await lab.capture();
+      const pairs = all.map((addresses): [Host, Host] => [lab.outside, at(node(), addresses)]);
+      expect(await lab.unreached(pairs, { protocols })).toEqual([]);
+      if (policy === "local")
+        for (const addresses of all)
+          expect(await seen(lab.outside, at(n2, addresses))).toEqual({ ...outsideAddresses });
+      expect(await capture.stop()).toEqual([]);
+    },
+  );
 
   test("the backend sees the client's own address where nobody had to translate it", async () => {
     for (const port of [ports.hostPort, ports.local]) {

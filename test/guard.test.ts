@@ -1,5 +1,6 @@
 /** No pod packet crosses the underlay in the clear, whatever happens; and the firewall comes back where it was harmed. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Arrivals } from "./lab/arrivals.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Pod } from "./lab/pod.ts";
@@ -99,6 +100,27 @@ describe("nothing in the clear", () => {
     expect(await capture.stop()).toEqual([]);
   });
 
+  test("from a pod that claims the address of another of its own node: in the tunnel, as that one's", async () => {
+    const owner = await nodes[0].pod("owner");
+    await using capture = await lab.capture();
+    await using arrivals = await Arrivals.start(pods[1], lab.underlay.dir);
+    for (const family of families) {
+      const source = owner.addresses[family]!;
+      const length = family === "ipv4" ? 32 : 128;
+      await pods[0].ip(`address add ${source}/${length} dev eth0${family === "ipv6" ? " nodad" : ""}`);
+      // The answer goes to the pod that has it.
+      expect(
+        await lab.reach(pods[0], pods[1], { family, source, size: 200, protocol: "icmp", timeout: 300 }),
+      ).toMatchObject({ ok: false });
+      await pods[0].ip(`address delete ${source}/${length} dev eth0`);
+    }
+    expect(await arrivals.source("ipv6", 200)).toBe(owner.addresses.ipv6!);
+    // The kernel's strict rp_filter, which there is for IPv4 alone, had the first for itself.
+    expect(arrivals.sources()).toEqual([owner.addresses.ipv6!]);
+    expect(await capture.stop()).toEqual([]);
+    await owner.remove();
+  });
+
   test("from a pod that claims another pod's address, or a stranger's", async () => {
     await using capture = await lab.capture(
       "host 10.244.1.77 or host 198.51.100.9 or host fd00:10:244:1::77 or host 2001:db8::9",
@@ -166,10 +188,10 @@ describe.each([
     const { length } = repairs();
     await nodes[0].namespace.run(["/bin/sh", "-ec", harm]);
     const from = Date.now();
-    await until("the repair", () => repairs().length > length, { every: 10 });
-    expect(Date.parse(String(repairs()[length]?.time)) - from).toBeLessThan(1_000);
-    expect(await firewall(nodes[0], backend)).toBe(before);
-    expect(repairs()).toHaveLength(length + 1);
+    await until("the repair", async () => (await firewall(nodes[0], backend)) === before, { timeout: 6_000 });
+    // What writes the last of it, by the agent's clock: to look takes longer on a busy machine.
+    expect(repairs().length).toBeGreaterThan(length);
+    expect(Date.parse(String(repairs().at(-1)?.time)) - from).toBeLessThan(1_000);
   });
 
   test("1,000 foreign rules and tables, some that this program cannot print, stay and do not disturb", async () => {

@@ -9,7 +9,7 @@ import {
   chains,
   diffChains,
   diffSets,
-  forwardDrops,
+  droppingPolicies,
   hasChain,
   type ObservedChains,
   type ObservedSets,
@@ -73,7 +73,10 @@ export async function observeFirewall(backend: Backend): Promise<ObservedFirewal
   try {
     if ((await legacyTables()).length > 0) {
       observed.chains.legacy = await observeChains("legacy");
-      if (await forwardDrops("legacy")) observed.dropping.push("legacy");
+      const policies = await droppingPolicies("legacy");
+      if (policies.some((chain) => chain.endsWith(" FORWARD"))) observed.dropping.push("legacy");
+      const input = policies.filter((chain) => chain.endsWith(" INPUT"));
+      observed.closed.push(...input.map((chain) => `${chain} of iptables-legacy`));
     }
   } catch (error) {
     // It asks for more rights than nft, which a node that does not use it for us need not give.

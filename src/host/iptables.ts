@@ -203,12 +203,14 @@ export async function hasChain(variant: Variant, table: string, chain: string): 
   return (await answer($`${`${tool.ipv4}-${variant}`} -w 10 -t ${table} -S ${chain}`)) !== "absent";
 }
 
-/** Whether the policy of FORWARD is DROP in either family. Of the listing only the policy is read. */
-export async function forwardDrops(variant: Variant): Promise<boolean> {
-  const listings = await Promise.all(
-    families.map((family) => $`${`${tool[family]}-${variant}`} -w 10 -S FORWARD`),
-  );
-  return listings.some((listing) => listing.startsWith("-P FORWARD DROP"));
+/** The chains whose policy is DROP, as `ip filter FORWARD`. Of the listings only the policy is read. */
+export async function droppingPolicies(variant: Variant): Promise<string[]> {
+  const chains = families.flatMap((family) => ["INPUT", "FORWARD"].map((chain) => ({ family, chain })));
+  const found = chains.map(async ({ family, chain }) => {
+    const listing = await $`${`${tool[family]}-${variant}`} -w 10 -S ${chain}`;
+    return listing.startsWith(`-P ${chain} DROP`) ? [`${nftFamily[family]} filter ${chain}`] : [];
+  });
+  return (await Promise.all(found)).flat();
 }
 
 const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {

@@ -61,14 +61,22 @@ export function kubeletConfig(clientCaFile: string): string {
   });
 }
 
-export function kubeProxyConfig(node: string, mode: "nftables" | "iptables", kubeconfigFile: string): string {
+/** @param podLinks how pods' links begin, where they shall tell pods and not the pod CIDRs */
+export function kubeProxyConfig(
+  node: string,
+  mode: "nftables" | "iptables",
+  kubeconfigFile: string,
+  podLinks?: string,
+): string {
   return JSON.stringify({
     apiVersion: "kubeproxy.config.k8s.io/v1alpha1",
     kind: "KubeProxyConfiguration",
     clientConnection: { kubeconfig: kubeconfigFile },
     mode,
     hostnameOverride: node,
-    clusterCIDR: Object.values(podRanges).join(","),
+    ...(podLinks
+      ? { detectLocalMode: "InterfaceNamePrefix", detectLocal: { interfaceNamePrefix: podLinks } }
+      : { clusterCIDR: Object.values(podRanges).join(",") }),
     oomScoreAdj: 0,
     // values of the whole machine, which is not the node's to set
     conntrack: { maxPerCore: 0, min: 0, tcpEstablishedTimeout: "0s", tcpCloseWaitTimeout: "0s" },
