@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Family, families, familyOf, lengthOf, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
+import { type SettingName, settings } from "./settings.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
 export type PerFamily<T> = Record<Family, T>;
@@ -59,31 +60,30 @@ type Environment = Record<string, string | undefined>;
 /** Reads the configuration; throws a `ConfigError` that lists all mistakes. */
 export function readConfig(env: Environment): Config {
   const mistakes: string[] = [];
-  const wrong = (name: string, right: string) => {
+  const wrong = (name: SettingName, right: string) => {
     mistakes.push(`${name}=${JSON.stringify(env[name] ?? "")}: ${right}`);
   };
-  const text = (name: string, fallback: string) => env[name] ?? fallback;
-  const optional = (name: string) => env[name] || undefined;
-  const bool = (name: string, fallback: boolean): boolean => {
-    if (env[name] === undefined) return fallback;
-    const value = parseBool(env[name]);
+  const text = (name: SettingName): string => env[name] ?? settings[name].default;
+  const optional = (name: SettingName) => text(name) || undefined;
+  const bool = (name: SettingName): boolean => {
+    const value = parseBool(text(name));
     if (value === undefined) wrong(name, "must be a boolean: 1, t, true, 0, f or false");
-    return value ?? fallback;
+    return value ?? false;
   };
-  const integer = (name: string, fallback: number, least: number, most: number): number => {
-    const value = env[name] ?? String(fallback);
+  const integer = (name: SettingName, least: number, most: number): number => {
+    const value = text(name);
     if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value);
     wrong(name, `must be a whole number from ${least} to ${most}`);
-    return fallback;
+    return least;
   };
-  const choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
-    const value = env[name] ?? fallback;
+  const choice = <T extends string>(name: SettingName, choices: readonly T[]): T => {
+    const value = text(name);
     if (choices.includes(value as T)) return value as T;
     wrong(name, `must be one of ${choices.join(", ")}`);
-    return fallback;
+    return settings[name].default as T;
   };
-  const prefixes = (name: string): string[] =>
-    text(name, "")
+  const prefixes = (name: SettingName): string[] =>
+    text(name)
       .split(",")
       .map((each) => each.trim())
       .filter(Boolean)
@@ -97,8 +97,8 @@ export function readConfig(env: Environment): Config {
           wrong(name, `${quoted} is everything: set MASQUERADE_${familyOf(prefix).toUpperCase()}=0 instead`);
         return prefix ?? [];
       });
-  const linkNames = (name: string): string[] => {
-    const names = text(name, "")
+  const linkNames = (name: SettingName): string[] => {
+    const names = text(name)
       .split(",")
       .map((each) => each.trim())
       .filter(Boolean);
@@ -107,8 +107,8 @@ export function readConfig(env: Environment): Config {
         wrong(name, `${JSON.stringify(each)} cannot be the name of a link`);
     return names;
   };
-  const path = (name: string, fallback: string): string => {
-    const value = env[name] ?? fallback;
+  const path = (name: SettingName): string => {
+    const value = text(name);
     if (!value.startsWith("/")) wrong(name, "must be an absolute path");
     return value;
   };
@@ -117,9 +117,9 @@ export function readConfig(env: Environment): Config {
     ipv6: read("IPV6", "ipv6"),
   });
 
-  const nodeName = text("NODE_NAME", "");
+  const nodeName = text("NODE_NAME");
   if (nodeName === "") wrong("NODE_NAME", "must be the name of this node's Node object");
-  const linkName = text("WIGGLENET_IFACE_NAME", "wigglenet");
+  const linkName = text("WIGGLENET_IFACE_NAME");
   // The kernel's limit is 15 bytes; dots would split the sysctl path.
   if (!/^[A-Za-z0-9_-]{1,15}$/.test(linkName))
     wrong("WIGGLENET_IFACE_NAME", "must be a link name of 1 to 15 letters, digits, - and _");
@@ -128,29 +128,29 @@ export function readConfig(env: Environment): Config {
   const nodeIpInterfaces = linkNames("NODE_IP_INTERFACES");
 
   const podCidrSource = perFamily((family) =>
-    choice<PodCidrSource>(`POD_CIDR_SOURCE_${family}`, "spec", ["none", "spec", "file", "expression"]),
+    choice<PodCidrSource>(`POD_CIDR_SOURCE_${family}`, ["none", "spec", "file", "expression"]),
   );
   const sources = Object.values(podCidrSource);
-  const firewallOnly = bool("FIREWALL_ONLY", false);
+  const firewallOnly = bool("FIREWALL_ONLY");
   if (sources.every((source) => source === "none") && !firewallOnly)
     wrong(
       "POD_CIDR_SOURCE_IPV6",
       "must not be none while POD_CIDR_SOURCE_IPV4 is none too: pods would have no address",
     );
   const podCidrSourcePath = sources.includes("file")
-    ? path("POD_CIDR_SOURCE_PATH", "")
+    ? path("POD_CIDR_SOURCE_PATH")
     : optional("POD_CIDR_SOURCE_PATH");
 
-  const procSysNet = path("PROC_SYS_NET_PATH", "/proc/sys/net");
+  const procSysNet = path("PROC_SYS_NET_PATH");
   const present = families.filter((family) => existsSync(join(procSysNet, family)));
   if (procSysNet.startsWith("/") && !present.includes("ipv4"))
     wrong("PROC_SYS_NET_PATH", "must be where the host's /proc/sys/net is: there is no ipv4 in it");
 
-  const firewallBackend = choice("FIREWALL_BACKEND", "auto", ["auto", "nftables", "iptables"]);
-  const offloads = bool("ENABLE_FLOWTABLE", false);
+  const firewallBackend = choice("FIREWALL_BACKEND", ["auto", "nftables", "iptables"]);
+  const offloads = bool("ENABLE_FLOWTABLE");
   const flowtable = {
     devices: linkNames("FLOWTABLE_DEVICES"),
-    packets: integer("FLOWTABLE_PACKET_THRESHOLD", 128, 0, 999_999_999),
+    packets: integer("FLOWTABLE_PACKET_THRESHOLD", 0, 999_999_999),
   };
   if (offloads && firewallBackend === "iptables")
     wrong(
@@ -160,37 +160,37 @@ export function readConfig(env: Environment): Config {
   if (offloads && flowtable.devices.length === 0)
     wrong("FLOWTABLE_DEVICES", `must list the links of the flows to offload, such as eth0,${linkName},veth*`);
 
-  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_METRICS"])
-    if (bool(name, false)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
+  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_METRICS"] as const)
+    if (bool(name)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
   const config: Config = {
     nodeName,
     kubeconfig: optional("KUBECONFIG"),
     linkName,
-    port: integer("WIGGLENET_WG_PORT", 24601, 1, 65535),
-    privateKeyPath: path("WIGGLENET_PRIVKEY_PATH", "/etc/wigglenet/private.key"),
-    wireguard: choice("WIREGUARD", "auto", ["auto", "kernel", "userspace"]),
-    tunnelFamilies: tunnelFamilies[choice("WG_IP_FAMILY", "dualstack", ["ipv4", "ipv6", "dualstack"])],
-    cniConfigPath: path("CNI_CONFIG_PATH", "/etc/cni/net.d/10-wigglenet.conflist"),
+    port: integer("WIGGLENET_WG_PORT", 1, 65535),
+    privateKeyPath: path("WIGGLENET_PRIVKEY_PATH"),
+    wireguard: choice("WIREGUARD", ["auto", "kernel", "userspace"]),
+    tunnelFamilies: tunnelFamilies[choice("WG_IP_FAMILY", ["ipv4", "ipv6", "dualstack"])],
+    cniConfigPath: path("CNI_CONFIG_PATH"),
     nodeIpInterfaces,
     podCidrSource,
     podCidrSourcePath,
     podCidrExpression: sources.includes("expression") ? readExpression(env, wrong) : undefined,
-    masquerade: perFamily((family) => bool(`MASQUERADE_${family}`, true)),
-    masqueradeRandomFully: bool("MASQUERADE_RANDOM_FULLY", true),
+    masquerade: perFamily((family) => bool(`MASQUERADE_${family}`)),
+    masqueradeRandomFully: bool("MASQUERADE_RANDOM_FULLY"),
     nonMasqueradeCidrs: prefixes("NON_MASQUERADE_CIDRS"),
-    filter: perFamily((family) => bool(`FILTER_${family}`, false)),
+    filter: perFamily((family) => bool(`FILTER_${family}`)),
     firewallBackend,
     flowtable: offloads ? flowtable : undefined,
     // What the kernel does not have cannot be in the tunnel.
     nativeRouting: perFamily(
-      (suffix, family) => bool(`NATIVE_ROUTING_${suffix}`, false) || !present.includes(family),
+      (suffix, family) => bool(`NATIVE_ROUTING_${suffix}`) || !present.includes(family),
     ),
     firewallOnly,
     procSysNet,
     families: present,
-    podIpv6Dad: bool("POD_IPV6_DAD", false),
-    resyncPeriod: integer("RESYNC_PERIOD", 60, 1, 86_400),
-    logLevel: choice("LOG_LEVEL", "info", ["trace", "debug", "info", "warn", "error"]),
+    podIpv6Dad: bool("POD_IPV6_DAD"),
+    resyncPeriod: integer("RESYNC_PERIOD", 1, 86_400),
+    logLevel: choice("LOG_LEVEL", ["trace", "debug", "info", "warn", "error"]),
   };
   if (mistakes.length > 0) throw new ConfigError(mistakes);
   return config;
@@ -211,7 +211,7 @@ function parseBool(value: string): boolean | undefined {
 
 function readExpression(
   env: Environment,
-  wrong: (name: string, right: string) => void,
+  wrong: (name: SettingName, right: string) => void,
 ): Expression | undefined {
   const file = env.POD_CIDR_EXPRESSION_PATH;
   if (file && env.POD_CIDR_EXPRESSION)
