@@ -75,6 +75,13 @@ describe("running", () => {
     expect(await execute({ kind: "run", argv: ["cat"], stdin })).toBe(stdin);
   });
 
+  test.each<[title: string, argv: string[], expected: string]>([
+    ["that opens it as a file, as nft before 1.0 and wg do", ["cat", "/dev/stdin"], "x".repeat(1_000_000)],
+    ["that ends without having read it", ["true"], ""],
+  ])("stdin of a program %s", async (_, argv, expected) => {
+    expect(await execute({ kind: "run", argv, stdin: "x".repeat(1_000_000) })).toBe(expected);
+  });
+
   test("without stdin a program that reads does not wait", async () => {
     expect(await $`cat`).toBe("");
   });

@@ -2,10 +2,8 @@
  * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
  * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
  */
-import { type StdioOptions, spawn } from "node:child_process";
 import { link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
-import { type ProcessOutput, $ as zx } from "zx/core";
 
 /** A process to run: argv, and what it reads on stdin. */
 export interface Command {
@@ -28,7 +26,7 @@ type Word = string | number | readonly string[];
 /** A failed command, with its argv, its exit code and what it said on stderr. */
 export class CommandError extends Error {
   readonly stderr: string;
-  constructor(argv: string[], output: { exitCode: number | null; stderr: string; message?: string }) {
+  constructor(argv: string[], output: { exitCode: number | null; stderr: string }) {
     const said = output.stderr.trim() || (output.exitCode === null ? "timed out" : "it said nothing");
     super(`${printable(argv)}: exit code ${output.exitCode}: ${said}`);
     this.stderr = output.stderr;
@@ -50,36 +48,34 @@ export function batch(argv: string[], lines: readonly string[]): Command[] {
   return lines.length === 0 ? [] : [{ kind: "run", argv, stdin: `${lines.join("\n")}\n` }];
 }
 
-// There is no shell in the image: zx hands us the words between these marks, and we start the program directly.
-const mark = "\u001e";
-const direct = zx({
-  quiet: true,
-  nothrow: true,
-  prefix: "",
-  postfix: "",
-  shell: "none",
-  timeout: "60s",
-  quote: (word: string) => `${mark}${word}${mark}`,
-  spawn: ((line: string, _: string[], options: object) => {
-    const [program = "", ...args] = line.split(mark).filter((_, index) => index % 2 === 1);
-    return spawn(program, args, { ...options, shell: false });
-  }) as typeof spawn,
-});
+const timeLimit = 60_000;
 
-/** Runs one command; throws `CommandError` if it does not exit with 0. */
+/**
+ * Runs one command, without a shell; throws `CommandError` if it does not exit with 0. What it reads on stdin is a file in
+ * memory: nft before 1.0 and wg open /dev/stdin, which a pipe that is a socket does not allow, and one that ends
+ * without having read it all does no harm.
+ */
 export async function execute({ argv, stdin }: Command): Promise<string> {
-  // A stdin that is left open makes a program that reads it wait.
-  const input =
-    stdin === undefined ? { stdio: ["ignore", "pipe", "pipe"] as StdioOptions } : { input: stdin };
-  const output: ProcessOutput = await direct(input)`${argv}`;
-  if (output.exitCode !== 0) {
-    const missing = output.exitCode !== null && output.exitCode < 0;
-    throw new CommandError(
-      argv,
-      missing ? { exitCode: output.exitCode, stderr: `cannot start ${argv[0]}` } : output,
-    );
+  const child = start(argv, stdin);
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  const { exitCode } = child;
+  if (exitCode !== 0) throw new CommandError(argv, { exitCode, stderr });
+  return stdout;
+}
+
+function start(argv: string[], stdin: string | undefined) {
+  try {
+    return Bun.spawn(argv, {
+      // One that is left open makes a program that reads it wait.
+      stdin: stdin === undefined ? "ignore" : Buffer.from(stdin),
+      stdout: "pipe",
+      stderr: "pipe",
+      timeout: timeLimit,
+    });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    throw new CommandError(argv, { exitCode: 127, stderr: `cannot start ${argv[0]}` });
   }
-  return output.stdout;
 }
 
 /** Carries steps out in order and stops at the first that fails. */
