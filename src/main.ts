@@ -1,4 +1,4 @@
-/** The command line: `wigglenet [agent] [--dry-run] [--kubeconfig FILE]`, `wigglenet version`. */
+/** The command line: see `usage`. */
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import pino, { type Logger } from "pino";
@@ -10,26 +10,43 @@ import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
+import { install, uninstall } from "./host/install.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
+import { checkPrograms, ProgramError } from "./host/programs.ts";
 import { perform, printStep } from "./host/run.ts";
 
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
+       wigglenet install [--kubeconfig FILE] [--dry-run]
+       wigglenet uninstall [--purge] [--dry-run]
        wigglenet version
 The agent's configuration is its environment: see docs/configuration.md.`;
+
+type Option = "dry-run" | "kubeconfig" | "purge";
+
+/** Each command with the options that it takes. */
+const commands: Record<string, Option[]> = {
+  agent: ["kubeconfig", "dry-run"],
+  install: ["kubeconfig", "dry-run"],
+  uninstall: ["purge", "dry-run"],
+  version: [],
+};
 
 async function main(): Promise<void> {
   const { values, positionals } = parseCommandLine();
   const [name = "agent", ...rest] = positionals;
   if (values.help) return console.log(usage);
+  const taken = commands[name];
+  if (taken === undefined) throw new UsageError(`unknown command ${JSON.stringify(name)}`);
   if (rest.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(rest[0])}`);
+  for (const option of Object.keys(values))
+    if (!taken.includes(option as Option)) throw new UsageError(`${name} takes no --${option}`);
+  const { kubeconfig, "dry-run": dry = false, purge = false } = values;
   if (name === "version") return console.log(version);
-  if (name !== "agent") throw new UsageError(`unknown command ${JSON.stringify(name)}`);
-  const config = readConfig({
-    ...process.env,
-    ...(values.kubeconfig ? { KUBECONFIG: values.kubeconfig } : {}),
-  });
-  const dry = values["dry-run"];
+  if (name === "install") return await install({ ...(kubeconfig && { kubeconfig }), dry });
+  if (name === "uninstall") return await uninstall({ purge, dry });
+  const config = readConfig({ ...process.env, ...(kubeconfig && { KUBECONFIG: kubeconfig }) });
+  await checkPrograms(config);
   // On paper the commands are the output, and only what is wrong is worth a line beside them.
   const options = {
     level: dry ? "warn" : config.logLevel,
@@ -154,6 +171,7 @@ function parseCommandLine() {
       options: {
         "dry-run": { type: "boolean" },
         kubeconfig: { type: "string" },
+        purge: { type: "boolean" },
         help: { type: "boolean", short: "h" },
       },
     });
@@ -165,7 +183,7 @@ function parseCommandLine() {
 try {
   await main();
 } catch (error) {
-  const expected = error instanceof UsageError || error instanceof ConfigError;
+  const expected = [UsageError, ConfigError, ProgramError].some((kind) => error instanceof kind);
   console.error(`wigglenet: ${(error as Error).message}${error instanceof UsageError ? `\n${usage}` : ""}`);
   process.exit(expected ? 2 : 1);
 }

@@ -85,6 +85,12 @@ describe("requests", () => {
       403,
       `GET ${path}: HTTP 403: nodes "n1" is forbidden; apply the ClusterRole of deploy/manifest.yaml`,
     ],
+    [
+      "a kubelet's identity",
+      failure(403, 'nodes is forbidden: User "system:node:n1" cannot list resource "nodes"'),
+      403,
+      `GET ${path}: HTTP 403: nodes is forbidden: User "system:node:n1" cannot list resource "nodes"; system:node:n1 is the identity of a kubelet, which may not read the other nodes: give the agent one of its own, see docs/bare-metal.md`,
+    ],
     ["gone", failure(410, "too old"), 410, `GET ${path}: HTTP 410: too old`],
     [
       "a proxy's page",

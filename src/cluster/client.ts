@@ -110,11 +110,14 @@ function describeFailure(request: ApiRequest, status: number, body: string): str
   } catch {
     // Not a Status object: a proxy's page, most likely. Its beginning is shown as it is.
   }
-  const remedy =
-    status === 401
-      ? "; its token or certificate is not accepted"
-      : status === 403
-        ? "; apply the ClusterRole of deploy/manifest.yaml"
-        : "";
-  return `${request.method ?? "GET"} ${request.path}: HTTP ${status}: ${said}${remedy}`;
+  return `${request.method ?? "GET"} ${request.path}: HTTP ${status}: ${said}${remedy(status, said)}`;
+}
+
+function remedy(status: number, said: string): string {
+  if (status === 401) return "; its token or certificate is not accepted";
+  if (status !== 403) return "";
+  const [kubelet] = /system:node:[^"]*/.exec(said) ?? [];
+  return kubelet
+    ? `; ${kubelet} is the identity of a kubelet, which may not read the other nodes: give the agent one of its own, see docs/bare-metal.md`
+    : "; apply the ClusterRole of deploy/manifest.yaml";
 }

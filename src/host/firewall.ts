@@ -129,6 +129,15 @@ export function diffFirewall(backend: Backend, desired: Firewall, observed: Obse
   ];
 }
 
+/** Takes away all that is ours, of every backend. */
+export function removeFirewall({ ruleset, chains, sets }: ObservedFirewall): Command[] {
+  return [
+    ...(ruleset ? [removal] : []),
+    ...variants.flatMap((variant) => diffChains(variant, [], chains[variant] ?? {})),
+    ...diffSets({}, sets, "surplus"),
+  ];
+}
+
 /** What is there once `diffFirewall` is done. */
 export function settledFirewall(
   backend: Backend,

@@ -127,6 +127,10 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
         );
     }
   }
+  if (!Bun.which("wireguard-go"))
+    throw new Error(
+      `link ${name}: the kernel has no WireGuard, and there is no wireguard-go: load the kernel's module with "modprobe wireguard", or install wireguard-go`,
+    );
   // A file, as it goes on when we and a pipe to us are gone.
   const said = Bun.file(`/run/wigglenet/${name}.log`);
   await Bun.write(said, "");

@@ -39,7 +39,7 @@ const labPackages = [
     "gcc",
     "libc6-dev",
   ],
-  ...["ca-certificates", "bash"],
+  ...["ca-certificates", "bash", "systemd"],
 ];
 const imagePackages = ["buildah", "debootstrap", "catatonit"];
 

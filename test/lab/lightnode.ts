@@ -27,6 +27,8 @@ export interface LightNodeOptions extends Omit<LinkOptions, "addresses"> {
   podCIDRs?: string[];
   /** For this node's agent, over the lab's. */
   env?: Record<string, string>;
+  /** Whether its PID 1 is systemd, for the agent as a service; needs cgroup v2, as the virtual machine has it. */
+  systemd?: boolean;
 }
 
 /** "service" is wireguard-go run by the node, which the agent adopts; "child" one that the agent starts itself. */
@@ -107,7 +109,9 @@ export class LightNode implements Host, AsyncDisposable {
       "--propagation",
       "private",
     ];
-    const init = ["unshare", ...flags, "/bin/sh", "-ec", initScript, "init", this.name, disk, tool("enter")];
+    const pid1 = this.options.systemd ? systemdScript : `exec ${tool("enter")} hold`;
+    const script = `${initScript}\n${pid1}`;
+    const init = ["unshare", ...flags, "/bin/sh", "-ec", script, "init", this.name, disk];
     this.#init = Service.start(`node ${this.name}`, init, { log: this.#log("init"), joinsPids: true });
     const pid = await this.#init.pid();
     const ready = `${root(pid)}/run/booted`;
@@ -353,7 +357,7 @@ export class LightNode implements Host, AsyncDisposable {
   }
 }
 
-// $1 name, $2 disk, $3 tools/enter
+// $1 name, $2 disk
 const initScript = `
 hostname "$1"
 for d in etc var opt; do
@@ -366,5 +370,21 @@ mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/netns /run/lock /run/wireguard
 : > /run/booted
-exec "$3" hold
+`;
+
+/** The rest of a boot by systemd, without the machine's own services. */
+const systemdScript = `
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo "$1" > /etc/hostname
+rm -rf /etc/systemd/system/*
+for unit in getty.target systemd-udevd systemd-udev-trigger systemd-logind dbus.socket dbus systemd-sysctl systemd-hwdb-update \
+  systemd-update-utmp systemd-update-utmp-runlevel systemd-binfmt systemd-modules-load systemd-random-seed systemd-sysusers \
+  systemd-tmpfiles-setup systemd-tmpfiles-setup-dev systemd-journal-flush dev-hugepages.mount dev-mqueue.mount \
+  sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
+  systemd-remount-fs systemd-machine-id-commit modprobe@configfs modprobe@drm modprobe@efi_pstore modprobe@fuse; do
+  case $unit in *.*) ;; *) unit=$unit.service ;; esac
+  ln -s /dev/null "/etc/systemd/system/$unit"
+done
+mkdir -p /run/log/journal
+exec env container=lab /lib/systemd/systemd --unit=multi-user.target --log-target=null
 `;

@@ -1,0 +1,30 @@
+/** What an agent leaves standing when it ends, taken away: the CNI file first, so that no pod starts any more. */
+import { existsSync } from "node:fs";
+import { observeCni } from "./files.ts";
+import { observeFirewall, removeFirewall } from "./firewall.ts";
+import { observeLinks } from "./link.ts";
+import { diffRoutes, observeRoutes } from "./routes.ts";
+import { command, type Step } from "./run.ts";
+
+/**
+ * The steps that remove what is there, in order.
+ * @param files further ones to remove, at the end
+ */
+export async function removal(of: { link: string; cniConfigPath: string; files: string[] }): Promise<Step[]> {
+  const [cni, links, routes, firewall] = await Promise.all([
+    observeCni(of.cniConfigPath),
+    observeLinks(),
+    observeRoutes(of.link),
+    observeFirewall("nftables"),
+  ]);
+  const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));
+  return [
+    ...(cni.target?.startsWith("/run/wigglenet/") ? [command`rm ${of.cniConfigPath}`] : []),
+    ...diffRoutes(of.link, { routes: [], ruleFamilies: [] }, routes).remove,
+    ...removeFirewall(firewall),
+    // A wireguard-go that serves it ends with it.
+    ...(ours ? [command`ip link delete dev ${of.link}`] : []),
+    ...(existsSync("/run/wigglenet") ? [command`rm -r /run/wigglenet`] : []),
+    ...of.files.filter((path) => existsSync(path)).map((path) => command`rm ${path}`),
+  ];
+}
