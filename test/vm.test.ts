@@ -1,6 +1,6 @@
 /**
- * The overlay's tests once more with kernel WireGuard: light nodes in a virtual machine with a stock Debian kernel, the control
- * plane outside. Every test of the guest is a test here, by the same name.
+ * The overlay's tests once more with kernel WireGuard, and the agent as a service of systemd: light nodes in a virtual
+ * machine with a stock Debian kernel, the control plane outside. Every test of the guest is a test here, by the same name.
  */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
@@ -9,11 +9,12 @@ import { repository } from "./lab/cache.ts";
 import { ControlPlane } from "./lab/controlplane.ts";
 import { Vm } from "./lab/vm.ts";
 
-/** Of the rest of the tests, those that ask for the kernel's WireGuard in so many words, or for its flow tables. */
+/** Of the rest of the tests, those that ask for the kernel's WireGuard, its flow tables, or systemd, in so many words. */
 const runs = [
   { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
   { files: ["test/churn.test.ts"], only: "killed twenty times" },
   { files: ["test/flowtable.test.ts"], only: "" },
+  { files: ["test/vm-systemd.test.ts"], only: "" },
 ];
 
 interface GuestTest {

@@ -3,9 +3,9 @@
  * vm-systemd.test.ts.
  */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
-import { dirname } from "node:path";
-import { $ as zx } from "zx";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { kubernetes, repository } from "./lab/cache.ts";
 import { Cluster, isReady } from "./lab/cluster.ts";
 import { type Service, until } from "./lab/process.ts";
@@ -36,15 +36,16 @@ function block(word: string, node: WholeNode): string {
   return found[0]!.replace(/^ {4}/gm, "").replaceAll("NODE", node.name);
 }
 
-/** Runs a block as an admin, beside the repository. */
+/** Runs a block as an admin. */
 async function asAdmin(script: string, cwd = repository): Promise<string> {
   const env = {
     PATH: `${dirname(kubernetes("kubectl"))}:${process.env.PATH}`,
     KUBECONFIG: cluster.controlPlane.kubeconfig,
   };
-  return (
-    await zx({ quiet: true, cwd, env, prefix: "set -euo pipefail; ", shell: "/bin/bash" })([script] as never)
-  ).stdout;
+  const child = Bun.spawn(["bash", "-euo", "pipefail", "-c", script], { cwd, env, stderr: "pipe" });
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  if (child.exitCode !== 0) throw new Error(`${script}\n${stderr}`);
+  return stdout;
 }
 
 async function write(node: WholeNode, name: string, text: string): Promise<void> {
@@ -97,13 +98,13 @@ test("beside kubelet, by a token bound to the Node and by a client certificate, 
   agents.push(start(n1));
 
   const request = block("openssl req", n2).replaceAll(folder, ".");
-  const directory = (await asAdmin("mktemp -d")).trim();
+  const directory = mkdtempSync(join(tmpdir(), "wigglenet-csr-"));
   await asAdmin(request, directory);
   await write(n2, "client.key", readFileSync(`${directory}/client.key`, "utf8"));
   const [apply, approve, get] = block("certificate approve", n2).split(/\n(?=kubectl (?:certificate|get) )/);
   await asAdmin(`${apply}\n${approve}`, directory);
   const issued = await until("the certificate", async () => await asAdmin(get!, directory));
-  await asAdmin("rm -r -- *; rmdir -- $PWD", directory);
+  rmSync(directory, { recursive: true });
   await write(n2, "client.crt", issued);
   await writeKubeconfig(n2, block("client-certificate:", n2));
   agents.push(start(n2));

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { readConfig } from "../config.ts";
-import { alwaysNeeded, judge, neededBy, type Program, programs } from "./programs.ts";
+import { alwaysNeeded, judge, lackingRight, neededBy, type Program, programs } from "./programs.ts";
 import { CommandError } from "./run.ts";
 
 const iptables: Program = neededBy("iptables-nft")[0]!;
@@ -80,4 +80,18 @@ test.each<[env: Record<string, string>, expected: string[]]>([
 test("a backend's own", () => {
   expect(names(neededBy("nftables"))).toEqual([]);
   expect(names(neededBy("iptables-legacy"))).toEqual(["iptables-legacy", "ip6tables-legacy", "ipset"]);
+});
+
+test.each([
+  ["00000000a80435fb", []],
+  ["000001ffffffffff", []],
+  [
+    "0000000000001000",
+    [
+      "iptables-nft needs the capability NET_RAW: give it to the agent, see docs/configuration.md#nftables-and-iptables",
+    ],
+  ],
+])("iptables with the capabilities %s", (effective, expected) => {
+  const status = `Name:\twigglenet\nCapPrm:\t0000000000003000\nCapEff:\t${effective}\nCapBnd:\t0000000000003000\n`;
+  expect(lackingRight("iptables-nft", status)).toEqual(expected);
 });

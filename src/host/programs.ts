@@ -1,5 +1,6 @@
 /** The programs of the host that the agent calls: whether each is there, and not too old for what is asked of it. */
 import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import type { Config } from "../config.ts";
 import { type Backend, chooseBackend } from "./firewall.ts";
 import { CommandError, execute } from "./run.ts";
@@ -35,6 +36,8 @@ export async function checkPrograms(config: Config): Promise<void> {
   if (!mistakes.some((mistake) => mistake.startsWith("nft"))) {
     const backend = await chooseBackend(config.firewallBackend);
     mistakes.push(...(await Promise.all(neededBy(backend).map(examine))).flat());
+    if (backend !== "nftables")
+      mistakes.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
   }
   if (mistakes.length > 0) throw new ProgramError(mistakes);
 }
@@ -59,6 +62,16 @@ export function alwaysNeeded({ linkName, wireguard, firewallOnly, nativeRouting 
 
 export function neededBy(backend: Backend): Program[] {
   return backend === "nftables" ? [] : [...iptables(backend.replace("iptables-", "")), programs.ipset];
+}
+
+/** What iptables opens a raw socket for: the legacy one its tables, either one a match of an ipset. */
+export function lackingRight(backend: Backend, status: string): string[] {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0"}`);
+  return effective & (1n << 13n)
+    ? []
+    : [
+        `${backend} needs the capability NET_RAW: give it to the agent, see docs/configuration.md#nftables-and-iptables`,
+      ];
 }
 
 async function examine(program: Program): Promise<string[]> {
