@@ -1,5 +1,6 @@
 /** What an agent leaves standing when it ends, taken away: the CNI file first, so that no pod starts any more. */
 import { existsSync } from "node:fs";
+import { families } from "../plan/address.ts";
 import { observeCni } from "./files.ts";
 import { observeFirewall, removeFirewall } from "./firewall.ts";
 import { observeLinks } from "./link.ts";
@@ -11,10 +12,11 @@ import { command, type Step } from "./run.ts";
  * @param files further ones to remove, at the end
  */
 export async function removal(of: { link: string; cniConfigPath: string; files: string[] }): Promise<Step[]> {
+  const present = families.filter((family) => existsSync(`/proc/sys/net/${family}`));
   const [cni, links, routes, firewall] = await Promise.all([
     observeCni(of.cniConfigPath),
     observeLinks(),
-    observeRoutes(of.link),
+    observeRoutes(of.link, present),
     observeFirewall("nftables"),
   ]);
   const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));
