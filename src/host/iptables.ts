@@ -89,7 +89,7 @@ export async function observeChains(variant: Variant, known?: ReadonlySet<string
     const jump = await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`);
     if (jump === "absent") return undefined;
     return {
-      fingerprints: parseChain(await $`${program} -w 10 -t ${table} -S ${chain}`),
+      fingerprints: parseChain(await answer($`${program} -w 10 -t ${table} -S ${chain}`)),
       jump: jump !== "no rule",
     };
   };
@@ -269,6 +269,10 @@ async function answer(output: Promise<string>): Promise<string | "absent" | "no 
     if (/No chain|does not exist|Couldn't load target|cannot start|Cannot open session/.test(error.stderr))
       return "absent";
     if (/Bad rule/.test(error.stderr)) return "no rule";
+    if (/Can't open socket to ipset/.test(error.stderr))
+      throw new Error(
+        `${error.message} To read rules that match an ipset takes NET_RAW: give it to the agent, at least until FIREWALL_BACKEND is nftables and it has started once`,
+      );
     throw error;
   }
 }
