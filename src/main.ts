@@ -46,6 +46,7 @@ async function main(): Promise<void> {
   if (name === "install") return await install({ ...(kubeconfig && { kubeconfig }), dry });
   if (name === "uninstall") return await uninstall({ purge, dry });
   const config = readConfig({ ...process.env, ...(kubeconfig && { KUBECONFIG: kubeconfig }) });
+  const client = new ApiClient(config.kubeconfig);
   await checkPrograms(config);
   // On paper the commands are the output, and only what is wrong is worth a line beside them.
   const options = {
@@ -62,10 +63,10 @@ async function main(): Promise<void> {
     );
     config.flowtable = undefined;
   }
-  await (dry ? dryRun(config, log) : runAgent(config, log));
+  await (dry ? dryRun(config, client, log) : runAgent(config, client, log));
 }
 
-async function runAgent(config: Config, log: Logger): Promise<void> {
+async function runAgent(config: Config, client: ApiClient, log: Logger): Promise<void> {
   log.info({ version, node: config.nodeName }, "wigglenet");
   const stop = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const)
@@ -73,7 +74,6 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
       log.info({ signal }, "stopping; the data path stays");
       stop.abort();
     });
-  const client = new ApiClient(config.kubeconfig);
   const key = hasTunnel(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
   if (key?.created)
     log.info({ path: config.privateKeyPath, publicKey: key.publicKey }, "private key created");
@@ -101,8 +101,7 @@ async function runAgent(config: Config, log: Logger): Promise<void> {
 const publicKeyToCome = "<public key>";
 
 /** Prints what a first pass would do, in order, and changes nothing. */
-async function dryRun(config: Config, log: Logger): Promise<void> {
-  const client = new ApiClient(config.kubeconfig);
+async function dryRun(config: Config, client: ApiClient, log: Logger): Promise<void> {
   let publicKey = hasTunnel(config) ? await observePublicKey(config.privateKeyPath) : null;
   if (publicKey === undefined) {
     console.log(`wg genkey | install -D -m 0600 /dev/stdin ${config.privateKeyPath}`);

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { $ } from "zx";
 import { repository } from "./lab/cache.ts";
+import { kubeconfig } from "./lab/pki.ts";
 
 let programs: string;
 beforeAll(() => {
@@ -14,8 +15,10 @@ afterAll(() => rmSync(programs, { recursive: true }));
 
 /** The agent's exit code and stderr, with no programs but those in the directory. */
 async function started(env: Record<string, string> = {}): Promise<[code: number, stderr: string]> {
+  const config = join(programs, "kubeconfig");
+  await Bun.write(config, kubeconfig("https://127.0.0.1:1", { pem: "" }, { tokenFile: "/nowhere" }));
   const child = Bun.spawn([`${repository}/dist/wigglenet`], {
-    env: { PATH: programs, NODE_NAME: "n1", ...env },
+    env: { PATH: programs, NODE_NAME: "n1", KUBECONFIG: config, ...env },
     stderr: "pipe",
   });
   return [await child.exited, await child.stderr.text()];

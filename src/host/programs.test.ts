@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { readConfig } from "../config.ts";
 import { alwaysNeeded, judge, lackingRight, neededBy, type Program, programs } from "./programs.ts";
 import { CommandError } from "./run.ts";
@@ -94,4 +95,19 @@ test.each([
 ])("iptables with the capabilities %s", (effective, expected) => {
   const status = `Name:\twigglenet\nCapPrm:\t0000000000003000\nCapEff:\t${effective}\nCapBnd:\t0000000000003000\n`;
   expect(lackingRight("iptables-nft", status)).toEqual(expected);
+});
+
+test("docs/bare-metal.md has each of them, with its package and its lowest version", () => {
+  const rows = readFileSync("docs/bare-metal.md", "utf8").matchAll(
+    /^\| (`\S+).* \| `(\S+)`.* \| ([\d.]+) \| /gm,
+  );
+  const documented = [...rows].map(([, program = "", its, lowest]) => [
+    program.replace(/[`,]/g, ""),
+    its,
+    lowest,
+  ]);
+  const all = [...Object.values(programs), { ...iptables, argv: ["iptables"] }];
+  expect(documented.sort()).toEqual(
+    all.map(({ argv, package: its, lowest }) => [argv[0], its, lowest]).sort(),
+  );
 });
