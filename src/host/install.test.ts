@@ -3,7 +3,7 @@ import { parseEnv } from "node:util";
 import unit from "../../deploy/wigglenet.service" with { type: "text" };
 import { ConfigError, readConfig } from "../config.ts";
 import { settingNames, settings } from "../settings.ts";
-import { environmentFile, type Installed, planInstall, planUninstall } from "./install.ts";
+import { environmentFile, type Installed, planInstall, planUninstall, settingsOf } from "./install.ts";
 import { printStep, type Step } from "./run.ts";
 
 const nothing: Installed = {
@@ -111,5 +111,46 @@ describe("environment file", () => {
 
   test("a value that it cannot hold is refused", () => {
     expect(() => environmentFile({ POD_CIDR_EXPRESSION: `"a" + 'b'` })).toThrow(ConfigError);
+  });
+});
+
+describe("settings that are wrong are named, all of them", () => {
+  const none = undefined;
+  test.each<[title: string, environment: string, kubeconfig: string | undefined, mistakes: string[]]>([
+    ["no kubeconfig", "NODE_NAME=n1\n", none, ['KUBECONFIG="": must be a kubeconfig file']],
+    [
+      "one that the service does not see",
+      "NODE_NAME=n1\nKUBECONFIG=/root/.kube/config\n",
+      "/root/.kube/config",
+      ['KUBECONFIG="/root/.kube/config": the service sees nothing of /root: put it into /etc/wigglenet'],
+    ],
+    [
+      "another than in the file that is kept",
+      "NODE_NAME=n1\nKUBECONFIG=/etc/one\n",
+      "/etc/two",
+      [
+        "--kubeconfig /etc/two: /etc/wigglenet/wigglenet.env is there, is kept as it is, and has KUBECONFIG=/etc/one",
+      ],
+    ],
+    [
+      "several",
+      "WIGGLENET_WG_PORT=0\n",
+      none,
+      ['KUBECONFIG="": must be', 'NODE_NAME="": must be', 'WIGGLENET_WG_PORT="0": must be'],
+    ],
+  ])("%s", (_, environment, kubeconfig, mistakes) => {
+    let found: string[] = [];
+    try {
+      settingsOf(environment, kubeconfig);
+    } catch (error) {
+      found = (error as ConfigError).mistakes;
+    }
+    expect(found.map((each, index) => each.startsWith(mistakes[index] ?? "none"))).toEqual(
+      mistakes.map(() => true),
+    );
+  });
+
+  test("right ones", () => {
+    expect(settingsOf("NODE_NAME=n1\nKUBECONFIG=/etc/one\n", "/etc/one").kubeconfig).toBe("/etc/one");
   });
 });

@@ -144,7 +144,7 @@ function newEnvironment(kubeconfig: string | undefined): string {
 }
 
 /** What the service will have of its file. Throws a `ConfigError` that lists what is wrong. */
-function settingsOf(environment: string, kubeconfig: string | undefined): Config {
+export function settingsOf(environment: string, kubeconfig: string | undefined): Config {
   const env: Environment = parseEnv(environment);
   const mistakes: string[] = [];
   if (kubeconfig && env.KUBECONFIG !== kubeconfig)

@@ -33,12 +33,11 @@ const iptables = (variant: string): Program[] =>
 /** Throws an error that lists every program which is missing or too old. */
 export async function checkPrograms(config: Config): Promise<void> {
   const mistakes = (await Promise.all(alwaysNeeded(config).map(examine))).flat();
-  if (!mistakes.some((mistake) => mistake.startsWith("nft"))) {
-    const backend = await chooseBackend(config.firewallBackend);
-    mistakes.push(...(await Promise.all(neededBy(backend).map(examine))).flat());
-    if (backend !== "nftables")
-      mistakes.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
-  }
+  // Where nft is missing or may not be asked, there is no telling; the latter is told of by the first pass.
+  const backend = await chooseBackend(config.firewallBackend).catch(() => undefined);
+  if (backend !== undefined) mistakes.push(...(await Promise.all(neededBy(backend).map(examine))).flat());
+  if (backend?.startsWith("iptables"))
+    mistakes.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
   if (mistakes.length > 0) throw new ProgramError(mistakes);
 }
 
