@@ -59,6 +59,15 @@ test("a Deployment's pods reach each other and every node, through the tunnel on
   expect(await clear.stop()).toEqual([]);
 });
 
+test("the admission policy's expressions fit a Node's schema", async () => {
+  const path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/wigglenet";
+  const status = await until("the policy's expressions to be checked", async () => {
+    const policy = await cluster.api.get<ApiObject & { status?: { typeChecking?: object } }>(path);
+    return policy.status?.typeChecking;
+  });
+  expect(status).toEqual({});
+});
+
 test("a new pod's first IPv6 connection works within 200 ms of its CNI ADD", async () => {
   const node = cluster.node("n1");
   const there = pods.find((pod) => pod.node !== node)!;
@@ -73,12 +82,16 @@ test("a new pod's first IPv6 connection works within 200 ms of its CNI ADD", asy
 });
 
 describe("the agent's container", () => {
-  test("has one capability, a read-only root and no shell", async () => {
+  test("has one capability, a read-only root, no shell, and the memory that it requests", async () => {
     const node = cluster.node("n1");
     const { pid } = await node.task((await agentPod("n1")).metadata.uid, "wigglenet");
     const status = (await node.$`cat /proc/${pid}/status`).stdout;
     for (const set of ["CapPrm", "CapEff", "CapBnd"])
       expect(BigInt(`0x${new RegExp(`${set}:\\s*(\\w+)`).exec(status)![1]}`)).toBe(netAdmin);
+    const resident = Number(/VmRSS:\s*(\d+) kB/.exec(status)![1]) / 1024;
+    console.log(`the agent has ${resident.toFixed(0)} MiB resident`);
+    // what it requests
+    expect(resident).toBeLessThan(80);
     expect(status).toMatch(/NoNewPrivs:\s*1/);
     expect(status).toMatch(/Seccomp:\s*2/);
     expect((await node.$`cat /proc/${pid}/mountinfo`).stdout).toMatch(/ \/ \/ ro,/);
@@ -109,20 +122,9 @@ describe("the agent's container", () => {
     await restartAgent("n1");
     await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
 
-    await patchDaemonSet({
-      template: { spec: { containers: [{ name: "wigglenet", ...withCapabilities([]) }] } },
-    });
-    await restartAgent("n1");
-    const failed = await until("the agent to fail", async () => {
-      const lines = await agentLog("n1");
-      expect(said(lines, "in sync")).toBe(false);
-      return lines.find((line) => /not permitted/.test(JSON.stringify(line)));
-    });
-    console.log(`without NET_ADMIN: ${JSON.stringify(failed)}`);
+    expect(await failure("n1", withCapabilities([]))).toContain("not permitted");
 
-    await patchDaemonSet({
-      template: { spec: { containers: [{ name: "wigglenet", ...withCapabilities(["NET_ADMIN"]) }] } },
-    });
+    await patchContainer(withCapabilities(["NET_ADMIN"]));
     await restartAgent("n1");
     await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
     expect(await stream.stop()).toMatchObject({ lost: 0 });
@@ -195,6 +197,25 @@ test("without a wireguard-go of the node the agent runs one, given the device an
   expect(await allUnreached()).toEqual([]);
 });
 
+test("iptables-legacy needs the rights of deploy/iptables.yaml, each of them", async () => {
+  const node = cluster.node("n2");
+  // as kubelet makes it on a host whose iptables is that one
+  await node.$`iptables-legacy -t mangle -N KUBE-IPTABLES-HINT`;
+  await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/iptables.yaml`;
+  await patchContainer({ env: [{ name: "FIREWALL_BACKEND", value: "iptables" }] });
+  await restartAgent("n2");
+  await until("the agent to be in sync", async () => said(await agentLog("n2"), "in sync"));
+  expect((await node.$`iptables-legacy -S`).stdout).toContain("WIGGLENET-");
+  expect(await allUnreached()).toEqual([]);
+
+  expect(await failure("n2", withCapabilities(["NET_RAW"]))).toContain("not permitted");
+  expect(await failure("n2", withCapabilities(["NET_ADMIN"]))).toContain("Permission denied");
+  const noLock = { $patch: "delete", mountPath: "/run/xtables.lock" };
+  expect(
+    await failure("n2", { ...withCapabilities(["NET_ADMIN", "NET_RAW"]), volumeMounts: [noLock] }),
+  ).toContain("xtables.lock");
+});
+
 const heldPod = {
   apiVersion: "v1",
   kind: "Pod",
@@ -235,12 +256,13 @@ async function podOn(name: string, since: Date): Promise<ClusterPod> {
   return await ClusterPod.enter(cluster.node(name), pod);
 }
 
-async function agentPod(node: string): Promise<PodObject> {
+async function agentPods(node: string): Promise<PodObject[]> {
   const path = `/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io/name%3Dwigglenet&fieldSelector=spec.nodeName%3D${node}`;
-  return await until(`an agent on ${node}`, async () => {
-    const pods = await cluster.api.list<PodObject>(path);
-    return pods.find((pod) => !pod.metadata.deletionTimestamp && isReady(pod));
-  });
+  return (await cluster.api.list<PodObject>(path)).filter(({ metadata }) => !metadata.deletionTimestamp);
+}
+
+async function agentPod(node: string): Promise<PodObject> {
+  return await until(`an agent on ${node}`, async () => (await agentPods(node)).find((pod) => isReady(pod)));
 }
 
 interface LogLine {
@@ -262,10 +284,31 @@ function patchDaemonSet(spec: object): Promise<ApiObject> {
   return cluster.api.request("PATCH", daemonSet, { spec }, "application/strategic-merge-patch+json");
 }
 
+/** Changes what the agent's container is given. */
+function patchContainer(change: object): Promise<ApiObject> {
+  return patchDaemonSet({ template: { spec: { containers: [{ name: "wigglenet", ...change }] } } });
+}
+
+/** What an agent whose container is changed says when it fails. */
+async function failure(node: string, change: object): Promise<string> {
+  await patchContainer(change);
+  const before = await restartAgent(node);
+  const failed = await until("the agent to fail", async () => {
+    const [pod] = (await agentPods(node)).filter(({ metadata }) => metadata.uid !== before);
+    if (!pod) return undefined;
+    const log = await cluster.kubectl({ nothrow: true })`-n kube-system logs ${pod.metadata.name}`;
+    expect(log.stdout).not.toContain('"in sync"');
+    return log.stdout.split("\n").find((line) => /"failed|^wigglenet:|^ {2}/.test(line));
+  });
+  console.log(`${JSON.stringify(change)}: ${failed}`);
+  return failed;
+}
+
 const withCapabilities = (add: string[]) => ({ securityContext: { capabilities: { drop: ["ALL"], add } } });
 
-/** Deletes a node's agent and waits for the next one. */
-async function restartAgent(node: string): Promise<void> {
-  const { metadata } = await agentPod(node);
+/** Deletes a node's agent, whether it is well or not; its uid. */
+async function restartAgent(node: string): Promise<string> {
+  const { metadata } = await until(`an agent on ${node}`, async () => (await agentPods(node))[0]);
   await cluster.kubectl`-n kube-system delete pod ${metadata.name}`;
+  return metadata.uid;
 }

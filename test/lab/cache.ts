@@ -6,6 +6,9 @@ import { homedir } from "node:os";
 export const kubernetesVersion = "1.34.10";
 export const cacheDir = `${process.env.XDG_CACHE_HOME || `${homedir()}/.cache`}/wigglenet`;
 export const kubernetesDir = `${cacheDir}/kubernetes-${kubernetesVersion}`;
+/** Built from its own module, whose dependencies are not those of Kubernetes. */
+export const helmVersion = "3.22.0";
+export const helm = `${cacheDir}/helm-${helmVersion}/helm`;
 export const repository = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
 
 /** A program of Kubernetes, etcd or cnitool. */

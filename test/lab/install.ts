@@ -1,5 +1,5 @@
 /**
- * Brings a Debian machine to where the lab can run: packages, and Kubernetes' programs built once into the cache.
+ * Brings a Debian machine to where the lab can run: packages, and Kubernetes' programs and Helm built once into the cache.
  * Does only what is missing; safe to repeat. `bun test/lab/install.ts`
  */
 import {
@@ -13,7 +13,8 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { cacheDir, kubernetesDir, kubernetesVersion, tool } from "./cache.ts";
+import { dirname } from "node:path";
+import { cacheDir, helm, helmVersion, kubernetesDir, kubernetesVersion, tool } from "./cache.ts";
 import { VM_PACKAGES } from "./vm.ts";
 
 /** What the lab's nodes, the control plane and the C programs need. */
@@ -133,25 +134,33 @@ export async function ensureKubernetes(): Promise<void> {
     ...commands.map((name) => `k8s.io/kubernetes/cmd/${name}`),
     "github.com/containernetworking/cni/cnitool",
   ];
-  await goBuild(go, [`-ldflags=-s -w ${set.join(" ")}`, "-o", `${partial}/`, ...packages]);
-  await goBuild(go, ["-ldflags=-s -w", "-o", `${partial}/etcd`, "go.etcd.io/etcd/server/v3"]);
+  // a copy of the module, so that nothing can be written into the repository
+  const module = `${kubernetesDir}/module`;
+  cpSync(`${import.meta.dirname}/kubernetes`, module, { recursive: true });
+  const build = [go, "build", "-v", "-mod=readonly"];
+  const flags = `-ldflags=-s -w ${set.join(" ")}`;
+  await goBuild([...build, flags, "-o", `${partial}/`, ...packages], module);
+  await goBuild([...build, "-ldflags=-s -w", "-o", `${partial}/etcd`, "go.etcd.io/etcd/server/v3"], module);
   rmSync(bin, { recursive: true, force: true });
   renameSync(partial, bin);
 }
 
-/** Runs in a copy of the module, so that nothing can be written into the repository. */
-async function goBuild(go: string, argv: string[]): Promise<void> {
-  const module = `${kubernetesDir}/module`;
-  cpSync(`${import.meta.dirname}/kubernetes`, module, { recursive: true });
-  const env = {
-    ...process.env,
-    CGO_ENABLED: "0",
-    GOTOOLCHAIN: "local",
-    GOFLAGS: "-buildvcs=false -mod=readonly",
-  };
-  const build = Bun.spawn([go, "build", "-v", ...argv], {
-    cwd: module,
-    env,
+/** Builds Helm, of the version pinned in cache.ts, into the cache. */
+export async function ensureHelm(): Promise<void> {
+  if (existsSync(helm)) return;
+  const go = await findGo();
+  say(`building Helm ${helmVersion} with ${go}: about 4 minutes on 2 cores, once`);
+  const partial = `${dirname(helm)}.${process.pid}`;
+  const program = `helm.sh/helm/v3/cmd/helm@v${helmVersion}`;
+  await goBuild([go, "install", "-v", "-ldflags=-s -w", program], "/", { GOBIN: partial });
+  rmSync(dirname(helm), { recursive: true, force: true });
+  renameSync(partial, dirname(helm));
+}
+
+async function goBuild(argv: string[], cwd: string, also: Record<string, string> = {}): Promise<void> {
+  const build = Bun.spawn(argv, {
+    cwd,
+    env: { ...process.env, CGO_ENABLED: "0", GOTOOLCHAIN: "local", GOFLAGS: "-buildvcs=false", ...also },
     stdin: "ignore",
     stdout: "inherit",
     stderr: "pipe",
@@ -235,6 +244,7 @@ export async function install(): Promise<void> {
   await ensurePackages([...labPackages, ...imagePackages, ...VM_PACKAGES]);
   if (!existsSync("/dev/net/tun")) fail("this machine has no /dev/net/tun, which userspace WireGuard needs");
   await ensureKubernetes();
+  await ensureHelm();
   for (const program of ["enter", "place"] as const) tool(program);
 }
 

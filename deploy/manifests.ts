@@ -1,0 +1,86 @@
+/**
+ * `npm run manifests`: writes the settings into the chart's values, from them the schema by which Helm refuses misspelt
+ * ones, and renders deploy/manifest*.yaml: the default, and one for each file in deploy/chart/variants.
+ */
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
+import { parse } from "yaml";
+import { $ } from "zx";
+import { type SettingName, settingNames, settings } from "../src/settings.ts";
+import { helm, kubernetesVersion } from "../test/lab/cache.ts";
+import { ensureHelm } from "../test/lab/install.ts";
+
+const deploy = import.meta.dirname;
+export const chart = `${deploy}/chart`;
+
+/** Those that the template sets by itself. */
+export const fixed: readonly SettingName[] = ["NODE_NAME", "PROC_SYS_NET_PATH"];
+
+/** Of the chart, what is made from src/settings.ts: paths and texts. */
+export function chartFiles(): Map<string, string> {
+  const own = /^.*?\n(?=settings:\n)/s.exec(readFileSync(`${chart}/values.yaml`, "utf8"))![0];
+  const values = own + valuesOfSettings();
+  const schema = { $schema: "http://json-schema.org/draft-07/schema#", ...schemaOf(parse(values)) };
+  return new Map([
+    [`${chart}/values.yaml`, values],
+    [`${chart}/values.schema.json`, `${JSON.stringify(schema, null, 2)}\n`],
+  ]);
+}
+
+/** The manifests that the chart renders: paths and texts. */
+export async function manifests(): Promise<Map<string, string>> {
+  const manifest = async (name: string, purpose: string, flags: string[]): Promise<[string, string]> => {
+    const head = `# ${purpose}\n# Made from deploy/chart by \`npm run manifests\`. Every setting: docs/configuration.md\n`;
+    return [`${deploy}/${name}.yaml`, head + commented(await render(flags))];
+  };
+  const variants = readdirSync(`${chart}/variants`).map((file) => {
+    const path = `${chart}/variants/${file}`;
+    const [, purpose] = /^# (.*)/.exec(readFileSync(path, "utf8"))!;
+    return manifest(`manifest_${basename(file, ".yaml")}`, purpose!, ["--values", path]);
+  });
+  const purpose = "Both families through the tunnel, masqueraded to the outside: the default.";
+  return new Map(await Promise.all([manifest("manifest", purpose, []), ...variants]));
+}
+
+function valuesOfSettings(): string {
+  const lines = settingNames
+    .filter((name) => !fixed.includes(name))
+    .map((name) => `  # ${settings[name].meaning}\n  ${name}: ${JSON.stringify(settings[name].default)}\n`);
+  return `settings:\n${lines.join("")}`;
+}
+
+/** `helm template` of the chart. Throws with what Helm says. */
+export async function render(flags: string[] = []): Promise<string> {
+  const quiet = $({ quiet: true });
+  // a Helm built by `go install` takes the server for one of version 1.20
+  const server = ["--kube-version", kubernetesVersion, "--namespace", "kube-system"];
+  return (await quiet`${helm} template wigglenet ${chart} ${server} ${flags}`).stdout;
+}
+
+/** Values lose their comments in Helm: each setting gets its meaning back. */
+function commented(rendered: string): string {
+  return rendered.replace(/^( +)- name: ([A-Z0-9_]+)$/gm, (line, indent: string, name: string) =>
+    name in settings ? `${indent}# ${settings[name as SettingName].meaning}\n${line}` : line,
+  );
+}
+
+/** Names as in the default values, and no others but where the default is an empty or a foreign object. */
+function schemaOf(value: unknown, name = ""): object {
+  if (Array.isArray(value)) return { type: "array" };
+  if (typeof value === "boolean") return { type: "boolean" };
+  if (typeof value !== "object" || value === null) return { type: ["string", "number", "boolean", "null"] };
+  if (foreign.has(name)) return { type: ["object", "null"] };
+  const properties = Object.entries(value).map(([key, each]) => [key, schemaOf(each, key)]);
+  // Helm adds what parents share
+  if (name === "") properties.push(["global", { type: "object" }]);
+  return { type: "object", additionalProperties: false, properties: Object.fromEntries(properties) };
+}
+
+/** Kubernetes' own objects, passed on as they are. */
+const foreign = new Set(["nodeSelector", "resources"]);
+
+if (import.meta.main) {
+  await ensureHelm();
+  for (const [path, text] of chartFiles()) writeFileSync(path, text);
+  for (const [path, text] of await manifests()) writeFileSync(path, text);
+}

@@ -1,0 +1,173 @@
+/** The chart and what is made from it: what is committed, every setting, every value. */
+import { expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { parse, parseAllDocuments } from "yaml";
+import { $ } from "zx";
+import { chart, chartFiles, fixed, manifests, render } from "../deploy/manifests.ts";
+import packageJson from "../package.json" with { type: "json" };
+import { type SettingName, settingNames, settings } from "../src/settings.ts";
+import type { ApiObject } from "./lab/api.ts";
+import { helm, kubernetes, kubernetesVersion, repository } from "./lab/cache.ts";
+import { AGENT_IMAGE } from "./lab/image.ts";
+
+setDefaultTimeout(60_000);
+
+interface Container {
+  env: { name: SettingName; value?: string }[];
+  [key: string]: unknown;
+}
+interface DaemonSet extends ApiObject {
+  spec: {
+    template: {
+      spec: {
+        containers: [Container];
+        volumes: { name: string; hostPath?: { path: string } }[];
+        [key: string]: unknown;
+      };
+    };
+  };
+}
+
+const read = (path: string) => readFileSync(`${repository}/${path}`, "utf8");
+const values = parse(read("deploy/chart/values.yaml")) as object;
+const objectsOf = (manifest: string) =>
+  parseAllDocuments(manifest).flatMap((each) => (each.toJS() as ApiObject) ?? []);
+const kindsOf = (manifest: string) => objectsOf(manifest).map(({ kind }) => kind);
+const daemonSetOf = (manifest: string) =>
+  objectsOf(manifest).find(({ kind }) => kind === "DaemonSet") as DaemonSet;
+const podOf = (manifest: string) => daemonSetOf(manifest).spec.template.spec;
+const containerOf = (manifest: string) => podOf(manifest).containers[0];
+
+test("what is committed is what the chart renders, for this version", async () => {
+  const rendered = await manifests();
+  for (const [path, text] of [...chartFiles(), ...rendered]) expect(readFileSync(path, "utf8")).toBe(text);
+  const committed = [...new Bun.Glob("deploy/manifest*.yaml").scanSync(repository)];
+  expect(committed.map((file) => `${repository}/${file}`).sort()).toEqual([...rendered.keys()].sort());
+  const { version, appVersion } = parse(read("deploy/chart/Chart.yaml"));
+  expect([version, appVersion]).toEqual([packageJson.version, packageJson.version]);
+  expect(containerOf(read("deploy/manifest.yaml")).image).toBe(AGENT_IMAGE);
+});
+
+test("every variable that the agent reads is in the manifest, with one comment and its default", () => {
+  const lines = read("deploy/manifest.yaml")
+    .split("\n")
+    .map((line) => line.trim());
+  const { env } = containerOf(read("deploy/manifest.yaml"));
+  expect(env.map(({ name }) => name).sort()).toEqual([...settingNames].sort());
+  for (const { name, value } of env) {
+    const [before, comment] = lines.slice(lines.indexOf(`- name: ${name}`) - 2);
+    expect([before![0], comment]).toEqual([expect.not.stringMatching("#"), `# ${settings[name].meaning}`]);
+    if (!fixed.includes(name)) expect([name, value]).toEqual([name, settings[name].default]);
+  }
+});
+
+test("the variants differ from the default in what their names say", () => {
+  const differences = (variant: string) =>
+    containerOf(read(`deploy/manifest_${variant}.yaml`))
+      .env.filter(({ name, value }) => !fixed.includes(name) && value !== settings[name].default)
+      .map(({ name, value }) => `${name}=${value}`);
+  expect(differences("no_masq_ipv6")).toEqual(["FILTER_IPV6=1", "MASQUERADE_IPV6=0"]);
+  expect(differences("ipv6_only")).toEqual(["MASQUERADE_IPV4=0", "POD_CIDR_SOURCE_IPV4=none"]);
+  expect(differences("native_routing")).toEqual(["NATIVE_ROUTING_IPV4=1", "NATIVE_ROUTING_IPV6=1"]);
+  expect(kindsOf(read("deploy/manifest_bare_metal.yaml"))).toEqual([...rights, ...policy]);
+});
+
+test("each setting is a value of the chart", async () => {
+  const flags = settingNames
+    .filter((name) => !fixed.includes(name))
+    .map((name) => `settings.${name}=of-${name}`);
+  await lint(flags);
+  const env = containerOf(await render(["--set", flags.join(",")])).env.filter(
+    ({ name }) => !fixed.includes(name),
+  );
+  expect(env).toEqual(env.map(({ name }) => ({ name, value: `of-${name}` })));
+  expect(env.length).toBe(flags.length);
+  // as users write them
+  const typed = containerOf(
+    await render(["--set", "settings.MASQUERADE_IPV6=false,settings.WIGGLENET_WG_PORT=51820"]),
+  );
+  expect(typed.env).toContainEqual({ name: "MASQUERADE_IPV6", value: "false" });
+  expect(typed.env).toContainEqual({ name: "WIGGLENET_WG_PORT", value: "51820" });
+});
+
+function hostPaths(manifest: string): unknown[] {
+  return podOf(manifest).volumes.map(({ hostPath }) => hostPath?.path);
+}
+
+const rights = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"];
+const policy = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+const others: [string, (manifest: string) => unknown, unknown][] = [
+  ["image.repository=r", (text) => containerOf(text).image, `r:v${packageJson.version}`],
+  ["image.tag=t", (text) => containerOf(text).image, "docker.io/wigglenet/wigglenet:t"],
+  ["image.pullPolicy=Always", (text) => containerOf(text).imagePullPolicy, "Always"],
+  ["imagePullSecrets[0].name=s", (text) => podOf(text).imagePullSecrets, [{ name: "s" }]],
+  ["nodeSelector.pool=a", (text) => podOf(text).nodeSelector, { "kubernetes.io/os": "linux", pool: "a" }],
+  ["resources.limits.memory=1Gi", (text) => containerOf(text).resources, { limits: { memory: "1Gi" } }],
+  ["cni.confDir=/c", hostPaths, ["/c"]],
+  [
+    "cni.install=true",
+    (text) => podOf(text).initContainers,
+    [expect.objectContaining({ name: "install-cni" })],
+  ],
+  ["cni.install=true,cni.binDir=/b", hostPaths, ["/b"]],
+  ["extraVolumes[0].name=v", (text) => podOf(text).volumes, [{ name: "v" }]],
+  ["extraVolumeMounts[0].name=v", (text) => containerOf(text).volumeMounts, [{ name: "v" }]],
+  ["admissionPolicy=false", kindsOf, [...rights, "DaemonSet"]],
+  ["daemonSet=false", kindsOf, [...rights, ...policy]],
+  ["userspaceWireguard=true", (text) => podOf(text).volumes.map(({ name }) => name), ["tun"]],
+  ["iptables=true", (text) => podOf(text).volumes.map(({ name }) => name), ["xtables-lock"]],
+];
+test.each(others)("--set %s", async (flag, pick, expected) => {
+  await lint([flag]);
+  const changed = pick(await render(["--set", flag]));
+  expect(changed).not.toEqual(pick(read("deploy/manifest.yaml")));
+  if (pick === kindsOf) expect(changed).toEqual(expected);
+  else if (Array.isArray(expected)) expect(changed).toEqual(expect.arrayContaining(expected));
+  else if (typeof expected === "object") expect(changed).toMatchObject(expected as object);
+  else expect(changed).toBe(expected);
+});
+
+test("no value is untried, and one that there is not is refused by its name", async () => {
+  const tried = others.map(([flag]) => flag.split(/[.[=]/)[0]!);
+  expect([...new Set(["settings", ...tried])].sort()).toEqual(Object.keys(values).sort());
+  for (const name of ["settings.MASQERADE_IPV6", "images.tag", "userspace"])
+    expect(render(["--set", `${name}=1`])).rejects.toThrow(
+      `'${name.split(".").at(-1)!.replace("tag", "images")}' not allowed`,
+    );
+});
+
+test.each([
+  ["userspace", "userspaceWireguard"],
+  ["iptables", "iptables"],
+])("deploy/%s.yaml gives by kubectl what --set %s=true gives by Helm", async (file, value) => {
+  const input = JSON.stringify(daemonSetOf(read("deploy/manifest.yaml")));
+  const patch = `${repository}/deploy/${file}.yaml`;
+  const { stdout } = await $({
+    quiet: true,
+    input,
+  })`${kubernetes("kubectl")} patch --local -f - --patch-file ${patch} -o json`;
+  expect(ordered(JSON.parse(stdout))).toEqual(ordered(daemonSetOf(await render(["--set", `${value}=true`]))));
+});
+
+test("servers before 1.30 get no policy", async () => {
+  expect(await render(["--kube-version", "1.29.15"])).not.toContain("ValidatingAdmission");
+  expect(await render(["--kube-version", "v1.30.0-eks-1"])).toContain("ValidatingAdmission");
+});
+
+async function lint(set: string[]): Promise<void> {
+  const flags = ["--strict", "--kube-version", kubernetesVersion, "--set", set.join(",")];
+  const { stdout } = await $({ quiet: true })`${helm} lint ${chart} ${flags}`;
+  expect(stdout).toContain("1 chart(s) linted, 0 chart(s) failed");
+}
+
+/** Lists by name: kubectl puts what it adds first. */
+function ordered(value: unknown): unknown {
+  if (Array.isArray(value))
+    return value.map(ordered).sort((a, b) => JSON.stringify(a).localeCompare(JSON.stringify(b)));
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .map(([key, each]) => [key, ordered(each)])
+      .sort(),
+  );
+}
