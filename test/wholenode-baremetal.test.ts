@@ -41,6 +41,8 @@ async function asAdmin(script: string, cwd = repository): Promise<string> {
   const env = {
     PATH: `${dirname(kubernetes("kubectl"))}:${process.env.PATH}`,
     KUBECONFIG: cluster.controlPlane.kubeconfig,
+    // kubectl keeps a cache there
+    HOME: cluster.underlay.dir,
   };
   const child = Bun.spawn(["bash", "-euo", "pipefail", "-c", script], { cwd, env, stderr: "pipe" });
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
