@@ -12,6 +12,7 @@ import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
+import * as metrics from "./metrics.ts";
 import { contains } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
@@ -30,6 +31,8 @@ import type { PodRange } from "./plan/pods.ts";
 const coalesce = 25;
 /** Milliseconds for which the pod CIDRs of a node that left stay unreachable. */
 const departure = 600_000;
+/** Milliseconds after which a pass hangs: no command runs for longer than a minute, and few may. */
+const passLimit = 180_000;
 
 export class Agent {
   readonly #config: Config;
@@ -51,6 +54,8 @@ export class Agent {
   #expected: Expectation | undefined;
   #reported = new Map<string, string>();
   #synced = false;
+  /** When the loop should have come round at the latest, in milliseconds of performance.now(). */
+  #dueBy = Number.POSITIVE_INFINITY;
   /** Of the node's own links, at the last look. */
   #addresses: ReadonlySet<string> = new Set();
   /** By variable, the names in it that no link had then. */
@@ -88,8 +93,9 @@ export class Agent {
     while (!signal.aborted) {
       // Until all nodes are known only a change of the cluster can help: reasons are kept for the first pass.
       const ready = this.#nodes.complete;
-      if (!ready || this.#reasons.size === 0)
-        await this.#sleep(ready ? Math.min(resyncAt, retryAt, this.#host.greetAt) : Number.POSITIVE_INFINITY);
+      const until = ready ? Math.min(resyncAt, retryAt, this.#host.greetAt) : Number.POSITIVE_INFINITY;
+      this.#dueBy = until + passLimit;
+      if (!ready || this.#reasons.size === 0) await this.#sleep(until);
       await Bun.sleep(coalesce);
       if (signal.aborted || !this.#nodes.complete) continue;
       const now = performance.now();
@@ -100,11 +106,28 @@ export class Agent {
       }
       if (now >= retryAt) this.#reasons.add("retry");
       if (now >= this.#host.greetAt) this.#reasons.add("new tunnel");
+      this.#dueBy = now + passLimit;
       await this.pass();
+      metrics.passDuration.observe((performance.now() - now) / 1000);
       const { failures } = this.#host;
       retryAt =
         failures > 0 ? performance.now() + backoff(failures, Math.random()) : Number.POSITIVE_INFINITY;
     }
+  }
+
+  /** What keeps the loop from going on, if anything does; a new process may help. */
+  stuck(now = performance.now()): string | undefined {
+    return now > this.#dueBy
+      ? `the loop has hung for ${passLimit / 60_000} minutes in a pass (${this.#host.why})`
+      : undefined;
+  }
+
+  /** What is not as it should be on this node. */
+  unready(): string | undefined {
+    if (!this.#nodes.complete) return "the Nodes of the cluster have not been read yet";
+    const { failing } = this.#host;
+    if (failing.length > 0) return failing.join("\n");
+    return this.#synced ? undefined : "not in sync yet";
   }
 
   /** Something changed that is known already; a pass is due. */
@@ -182,7 +205,7 @@ export class Agent {
     if (this.#nodes.ownIsThere)
       await host.attempt("annotations", () => host.annotate(node.metadata.annotations ?? {}, wanted));
 
-    if (this.#synced || host.failures > 0) return;
+    if (this.#synced || host.failures > 0 || !this.#nodes.ownIsThere) return;
     this.#synced = true;
     this.#log.info({ nodes: this.#nodes.others.size, podCidrs, addresses: own.endpoints }, "in sync");
   }
@@ -213,8 +236,10 @@ export class Agent {
     if (typeof tunnel === "object")
       this.#standing = standing({ peers: new Map(desired.peers.map((peer) => [peer.publicKey, peer])) });
     this.#report(desired.problems);
+    this.#count(desired, own.podRanges);
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
+    if (host.backend) metrics.buildInfo.set({ version: this.#version, firewall_backend: host.backend }, 1);
     if (!this.#synced) await this.#checkForwarding();
     return tunnel !== undefined;
   }
@@ -303,6 +328,14 @@ export class Agent {
       (route) => route.type === "underlay" && left.some((prefix) => contains(prefix, route.prefix)),
     );
     return [...left, ...excepted.map((route) => route.prefix.replace(/\/.*/, ""))];
+  }
+
+  #count({ peers, problems }: ReturnType<typeof plan>, own: readonly PodRange[]): void {
+    const others = [...this.#nodes.others.values()];
+    metrics.nodes.set(others.length);
+    metrics.nodesWithProblems.set(problems.size);
+    metrics.peers.set(peers.length);
+    metrics.podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, own.length));
   }
 
   /** One line for each node whose problems changed, once. */

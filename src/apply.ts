@@ -20,6 +20,7 @@ import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step } from "./host/run.ts";
 import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
+import * as metrics from "./metrics.ts";
 import type { Desired } from "./plan/desired.ts";
 import type { Firewall } from "./plan/firewall.ts";
 
@@ -86,6 +87,16 @@ export class Host {
   /** How often in a row the worst of the resources failed; 0 if all work. */
   get failures(): number {
     return Math.max(0, ...[...this.#failures.values()].map((failure) => failure.count));
+  }
+
+  /** What fails now, one line for each resource. */
+  get failing(): string[] {
+    return [...this.#failures].map(([resource, { message }]) => `${resource}: ${message}`);
+  }
+
+  /** Undefined until it is chosen. */
+  get backend(): Backend | undefined {
+    return this.#backend;
   }
 
   /** A pass begins; what the last one did not try any more has no failure left. */
@@ -238,6 +249,7 @@ export class Host {
       const before = this.#failures.get(resource);
       if (before?.message !== message)
         this.#log.error({ resource, error: message }, "failed; it is tried again");
+      metrics.failures.inc({ resource });
       this.#failures.set(resource, { count: (before?.count ?? 0) + 1, message });
       this.#links = undefined;
       return undefined;
@@ -247,6 +259,7 @@ export class Host {
   async perform(what: string, steps: readonly Step[], details: object = {}): Promise<void> {
     if (steps.length === 0) return;
     await this.#hands.perform(steps);
+    metrics.changes.inc({ what }, steps.length);
     this.#log.info({ why: this.why, ...details, commands: steps.map(summary) }, what);
   }
 

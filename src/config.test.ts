@@ -30,6 +30,13 @@ function mistakes(env: Environment, nodeName: Environment = { NODE_NAME: "node-7
   }
 }
 
+const health = (text: string, hostname: string | undefined, port: number) => ({
+  variable: "HEALTH_BIND_ADDR",
+  text,
+  hostname,
+  port,
+});
+
 test("the name of the node is all that is needed", () => {
   expect(config()).toMatchInlineSnapshot(`
     {
@@ -45,6 +52,7 @@ test("the name of the node is all that is needed", () => {
       "firewallBackend": "auto",
       "firewallOnly": false,
       "flowtable": undefined,
+      "health": undefined,
       "kubeconfig": undefined,
       "linkName": "wigglenet",
       "logLevel": "info",
@@ -53,6 +61,7 @@ test("the name of the node is all that is needed", () => {
         "ipv6": true,
       },
       "masqueradeRandomFully": true,
+      "metrics": undefined,
       "nativeRouting": {
         "ipv4": false,
         "ipv6": false,
@@ -134,8 +143,24 @@ test.each<[env: Environment, expected: Partial<Config>]>([
     { ENABLE_FLOWTABLE: "false", FLOWTABLE_DEVICES: "eth0", FIREWALL_BACKEND: "nftables" },
     { firewallBackend: "nftables" },
   ],
+  [{ HEALTH_BIND_ADDR: "" }, { health: undefined }],
+  [{ HEALTH_BIND_ADDR: "127.0.0.1:24602" }, { health: health("127.0.0.1:24602", "127.0.0.1", 24602) }],
+  [{ HEALTH_BIND_ADDR: "[::1]:24602" }, { health: health("[::1]:24602", "::1", 24602) }],
+  [{ HEALTH_BIND_ADDR: ":1" }, { health: health(":1", undefined, 1) }],
+  // What is off has no port.
+  [{ HEALTH_BIND_ADDR: ":9091" }, { health: health(":9091", undefined, 9091) }],
+  [{ METRICS_BIND_ADDR: "127.0.0.1:1", METRICS_TLS_CERT_FILE: "/no/such" }, { metrics: undefined }],
+  [
+    { ENABLE_METRICS: "1" },
+    {
+      metrics: {
+        address: { variable: "METRICS_BIND_ADDR", text: ":9091", hostname: undefined, port: 9091 },
+        certificate: undefined,
+      },
+    },
+  ],
   // What cannot be done yet may be switched off.
-  [{ ENABLE_NETWORK_POLICY: "F", ENABLE_METRICS: "0" }, {}],
+  [{ ENABLE_NETWORK_POLICY: "F" }, {}],
   // Others' variables are none of ours.
   [{ PATH: "/bin", WIGGLENET: "x" }, {}],
 ])("%j", (env, expected) => {
@@ -222,6 +247,43 @@ describe("mistakes: the variable, its value, what would be right", () => {
     ],
     [{ FLOWTABLE_DEVICES: 'eth0,a"b' }, `"a\\"b" cannot be the name of a link`],
     [{ FLOWTABLE_PACKET_THRESHOLD: "-1" }, "from 0 to 999999999"],
+    [
+      { HEALTH_BIND_ADDR: "24602" },
+      'HEALTH_BIND_ADDR="24602": must be an address and a port, as 127.0.0.1:9091 or [::1]:9091',
+    ],
+    ...[
+      "::1:24602",
+      "[127.0.0.1]:1",
+      "[]:1",
+      "127.0.0.1:0",
+      "127.0.0.1:65536",
+      "localhost:1",
+      "010.0.0.1:1",
+    ].map((value): [Environment, string] => [
+      { HEALTH_BIND_ADDR: value },
+      `HEALTH_BIND_ADDR="${value}": must be an address and a port`,
+    ]),
+    [{ METRICS_BIND_ADDR: "" }, 'METRICS_BIND_ADDR="": must be an address and a port'],
+    [
+      { HEALTH_BIND_ADDR: "[::1]:9091", ENABLE_METRICS: "1" },
+      'HEALTH_BIND_ADDR="[::1]:9091": must have another port than METRICS_BIND_ADDR',
+    ],
+    [
+      { ENABLE_METRICS: "1", METRICS_TLS_CERT_FILE: "/c" },
+      'METRICS_TLS_KEY_FILE="": must be set too, as METRICS_TLS_CERT_FILE is',
+    ],
+    [
+      { ENABLE_METRICS: "1", METRICS_TLS_KEY_FILE: "/k" },
+      'METRICS_TLS_CERT_FILE="": must be set too, as METRICS_TLS_KEY_FILE is',
+    ],
+    [
+      { ENABLE_METRICS: "1", METRICS_TLS_CLIENT_CA_FILE: "/ca" },
+      'METRICS_TLS_CERT_FILE="": must be set too, as METRICS_TLS_CLIENT_CA_FILE is',
+    ],
+    [
+      { ENABLE_METRICS: "1", METRICS_TLS_CERT_FILE: "/no/such", METRICS_TLS_KEY_FILE: "/k" },
+      'METRICS_TLS_CERT_FILE="/no/such": cannot be read: ENOENT',
+    ],
     [{ FILTER_IPV4: "" }, 'FILTER_IPV4="": must be a boolean: 1, t, true, 0, f or false'],
     [{ FILTER_IPV6: "yes" }, "must be a boolean"],
     [{ MASQUERADE_RANDOM_FULLY: "random" }, "must be a boolean"],

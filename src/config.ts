@@ -1,8 +1,10 @@
 /** The environment, read once: the only place that does. Every mistake is reported, none is replaced by a default. */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Family, families, familyOf, lengthOf, parsePrefix } from "./plan/address.ts";
+import { type CertificateError, type CertificateFiles, readCertificate } from "./certificate.ts";
+import { type Family, families, familyOf, lengthOf, parseAddress, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
+import type { BindAddress, MetricsSettings } from "./serve.ts";
 import { type SettingName, settings } from "./settings.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
@@ -46,6 +48,10 @@ export interface Config {
   podIpv6Dad: boolean;
   /** Seconds between two full observations. */
   resyncPeriod: number;
+  /** Where health is told; undefined: nowhere. */
+  health: BindAddress | undefined;
+  /** Undefined: off. */
+  metrics: MetricsSettings | undefined;
   logLevel: string;
 }
 
@@ -112,6 +118,20 @@ export function readConfig(env: Environment): Config {
     if (!value.startsWith("/")) wrong(name, "must be an absolute path");
     return value;
   };
+  /** Undefined where nothing is set and nothing has to be. */
+  const bindAddress = (name: SettingName): BindAddress | undefined => {
+    const value = text(name);
+    if (value === "" && settings[name].default === "") return undefined;
+    const [, ipv6, other = "", digits] = /^(?:\[(.*)\]|([^:]*)):(\d{1,5})$/.exec(value) ?? [];
+    const hostname = ipv6 ?? other;
+    const port = Number(digits);
+    const known =
+      hostname === "" ? ipv6 === undefined : parseAddress(hostname)?.includes(":") === (ipv6 !== undefined);
+    if (known && port >= 1 && port <= 65_535)
+      return { variable: name, text: value, hostname: hostname || undefined, port };
+    wrong(name, "must be an address and a port, as 127.0.0.1:9091 or [::1]:9091, or :9091 for all addresses");
+    return undefined;
+  };
   const perFamily = <T>(read: (suffix: "IPV4" | "IPV6", family: Family) => T): PerFamily<T> => ({
     ipv4: read("IPV4", "ipv4"),
     ipv6: read("IPV6", "ipv6"),
@@ -160,8 +180,14 @@ export function readConfig(env: Environment): Config {
   if (offloads && flowtable.devices.length === 0)
     wrong("FLOWTABLE_DEVICES", `must list the links of the flows to offload, such as eth0,${linkName},veth*`);
 
-  for (const name of ["ENABLE_NETWORK_POLICY", "ENABLE_METRICS"] as const)
-    if (bool(name)) wrong(name, "this version cannot do that yet: unset it or set it to 0");
+  const health = bindAddress("HEALTH_BIND_ADDR");
+  const metricsAddress = bindAddress("METRICS_BIND_ADDR");
+  const metered = bool("ENABLE_METRICS");
+  if (metered && health && health.port === metricsAddress?.port)
+    wrong("HEALTH_BIND_ADDR", "must have another port than METRICS_BIND_ADDR");
+
+  if (bool("ENABLE_NETWORK_POLICY"))
+    wrong("ENABLE_NETWORK_POLICY", "this version cannot do that yet: unset it or set it to 0");
   const config: Config = {
     nodeName,
     kubeconfig: optional("KUBECONFIG"),
@@ -190,6 +216,11 @@ export function readConfig(env: Environment): Config {
     families: present,
     podIpv6Dad: bool("POD_IPV6_DAD"),
     resyncPeriod: integer("RESYNC_PERIOD", 1, 86_400),
+    health,
+    metrics:
+      metered && metricsAddress
+        ? { address: metricsAddress, certificate: readCertificateFiles(env, wrong) }
+        : undefined,
     logLevel: choice("LOG_LEVEL", ["trace", "debug", "info", "warn", "error"]),
   };
   if (mistakes.length > 0) throw new ConfigError(mistakes);
@@ -225,4 +256,28 @@ function readExpression(
     wrong(name, (error as Error).message);
     return undefined;
   }
+}
+
+/** The files of the metrics endpoint's certificate, tried out. */
+function readCertificateFiles(
+  env: Environment,
+  wrong: (name: SettingName, right: string) => void,
+): CertificateFiles | undefined {
+  const names = {
+    cert: "METRICS_TLS_CERT_FILE",
+    key: "METRICS_TLS_KEY_FILE",
+    clientCa: "METRICS_TLS_CLIENT_CA_FILE",
+  } as const;
+  const [cert, key, clientCa] = Object.values(names).map((name) => env[name] || undefined);
+  if (cert === undefined && key === undefined && clientCa === undefined) return undefined;
+  if (cert === undefined) wrong(names.cert, `must be set too, as ${key ? names.key : names.clientCa} is`);
+  else if (key === undefined) wrong(names.key, `must be set too, as ${names.cert} is`);
+  else
+    try {
+      readCertificate({ cert, key, clientCa });
+      return { cert, key, clientCa };
+    } catch (error) {
+      wrong(names[(error as CertificateError).file], (error as Error).message);
+    }
+  return undefined;
 }

@@ -15,6 +15,7 @@ import { createKernelLink, createLink } from "./host/link.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
 import { perform, printStep } from "./host/run.ts";
+import { serveHealth, serveMetrics } from "./serve.ts";
 
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
        wigglenet install [--kubeconfig FILE] [--dry-run]
@@ -83,6 +84,9 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
     createLink: (name, mode) => createLink(name, mode, log),
     annotate: (annotations) => nodes.annotate(annotations),
   }));
+  if (config.health) serveHealth(config.health, agent);
+  if (config.metrics)
+    serveMetrics(config.metrics, agent, hasTunnel(config) ? config.linkName : undefined, log);
   const gap = () => agent.forget("drift");
   const firewallChanges = transactionReader(
     () => agent.noticedFirewall(),

@@ -11,6 +11,7 @@ test("the configuration reads what is in the table, and nothing else", () => {
     POD_CIDR_SOURCE_PATH: "/etc/pod-cidrs",
     POD_CIDR_SOURCE_IPV6: "expression",
     POD_CIDR_EXPRESSION: "[]",
+    ENABLE_METRICS: "1",
   };
   const get = (all: typeof env, name: string) => {
     read.add(name);

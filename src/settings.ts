@@ -84,7 +84,18 @@ export const settings = {
     default: "128",
     meaning: "after more packets than this a connection is offloaded",
   },
-  ENABLE_METRICS: { default: "0", meaning: "refused by this version if set to 1" },
+  HEALTH_BIND_ADDR: {
+    default: "",
+    meaning: "where /healthz and /readyz are answered, as 127.0.0.1:24602 or [::1]:24602",
+  },
+  ENABLE_METRICS: { default: "0", meaning: "1: /metrics is answered, for Prometheus" },
+  METRICS_BIND_ADDR: { default: ":9091", meaning: "where /metrics is answered; :9091 is all addresses" },
+  METRICS_TLS_CERT_FILE: { default: "", meaning: "certificate of /metrics: HTTPS instead of HTTP" },
+  METRICS_TLS_KEY_FILE: { default: "", meaning: "the certificate's private key" },
+  METRICS_TLS_CLIENT_CA_FILE: {
+    default: "",
+    meaning: "a CA: who asks for /metrics must have a certificate of it",
+  },
 } as const satisfies Record<string, Setting>;
 
 export type SettingName = keyof typeof settings;

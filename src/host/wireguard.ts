@@ -102,7 +102,7 @@ export interface PeerChanges {
 }
 
 /** An endpoint that WireGuard moved (roaming) stays while the peer was heard of within this time, in seconds. */
-const handshakeLimit = 180;
+export const handshakeLimit = 180;
 // The kernel takes 128 KiB an argument and 2 MiB in all.
 const charactersPerCommand = 100_000;
 const prefixesPerArgument = 1_000;

@@ -1,0 +1,104 @@
+/** HTTP: health for kubelet's probes, metrics for Prometheus. */
+import type { Logger } from "pino";
+import { register } from "prom-client";
+import type { Agent } from "./agent.ts";
+import { type Certificate, type CertificateFiles, readCertificate } from "./certificate.ts";
+import { inSync, observeHandshakes } from "./metrics.ts";
+
+/** Where to listen. */
+export interface BindAddress {
+  /** The variable that says so, and as it says it, for messages. */
+  variable: string;
+  text: string;
+  /** Undefined: all addresses of both families. */
+  hostname: string | undefined;
+  port: number;
+}
+
+export interface MetricsSettings {
+  address: BindAddress;
+  certificate: CertificateFiles | undefined;
+}
+
+type Routes = Record<string, () => Response | Promise<Response>>;
+
+/** Milliseconds between two looks at the certificate's files. */
+const renewalCheck = 3_000;
+
+/** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be. */
+export function serveHealth(address: BindAddress, agent: Agent): Bun.Server<undefined> {
+  const answer = (wrong: string | undefined) =>
+    new Response(`${wrong ?? "ok"}\n`, { status: wrong === undefined ? 200 : 503 });
+  return listen(address, {
+    "/healthz": () => answer(agent.stuck()),
+    "/readyz": () => answer(agent.unready()),
+  });
+}
+
+/**
+ * `/metrics`, by HTTPS if there is a certificate, which is read again when it is renewed.
+ * @param link the tunnel's, if there is one
+ */
+export function serveMetrics(
+  { address, certificate: files }: MetricsSettings,
+  agent: Agent,
+  link: string | undefined,
+  log: Logger,
+): void {
+  const routes: Routes = {
+    "/metrics": async () => {
+      inSync.set(agent.unready() === undefined ? 1 : 0);
+      if (link) await observeHandshakes(link, Date.now() / 1000);
+      return new Response(await register.metrics(), { headers: { "content-type": register.contentType } });
+    },
+  };
+  let certificate = files && readCertificate(files);
+  let server = listen(address, routes, certificate);
+  if (files === undefined) return;
+  const renew = () => {
+    const renewed = readCertificate(files);
+    if (Bun.deepEquals(renewed, certificate)) return;
+    // Bun cannot change the certificate of a server. Connections that are open go on with the old one.
+    void server.stop();
+    server = listen(address, routes, renewed);
+    certificate = renewed;
+    log.info({ file: files.cert }, "the metrics endpoint has a new certificate");
+  };
+  let reported = "";
+  setInterval(() => {
+    try {
+      renew();
+      reported = "";
+    } catch (error) {
+      // Files that are renewed one after the other do not fit for a moment.
+      const { message } = error as Error;
+      if (message !== reported)
+        log.warn(
+          { ...files, error: message },
+          "the renewed certificate cannot be used yet: the old one stays",
+        );
+      reported = message;
+    }
+  }, renewalCheck).unref();
+}
+
+function listen(address: BindAddress, routes: Routes, tls?: Certificate): Bun.Server<undefined> {
+  const { variable, text, hostname, port } = address;
+  try {
+    return Bun.serve({
+      port,
+      ...(hostname && { hostname }),
+      ...(tls && { tls }),
+      routes,
+      development: false,
+      fetch: () => new Response(`there is only ${Object.keys(routes).join(" and ")} here\n`, { status: 404 }),
+    });
+  } catch (error) {
+    const reasons: Record<string, string> = {
+      EADDRINUSE: "something else listens there: stop it, or choose another port",
+      EADDRNOTAVAIL: "this node has no such address",
+    };
+    const { code = "", message } = error as NodeJS.ErrnoException;
+    throw new Error(`${variable}=${JSON.stringify(text)}: cannot listen: ${reasons[code] ?? message}`);
+  }
+}
