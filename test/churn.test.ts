@@ -3,8 +3,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
-import type { Count, Stream } from "./lab/place.ts";
 import type { Pod } from "./lab/pod.ts";
+import { probes } from "./lab/probes.ts";
 import { patience, sleep, until } from "./lab/process.ts";
 
 let lab: Lab;
@@ -17,28 +17,7 @@ beforeAll(async () => {
 }, 60_000 * patience);
 afterAll(() => lab[Symbol.asyncDispose]());
 
-/** Streams both ways between two places, by both families and by UDP and TCP. */
-async function probes(a: Host, b: Host): Promise<{ counts(): Promise<Count[]> }> {
-  const streams: Stream[] = [];
-  for (const family of ["ipv4", "ipv6"] as const)
-    for (const protocol of ["udp", "tcp"] as const) {
-      streams.push(await lab.probe(a, b, { family, protocol }), await lab.probe(b, a, { family, protocol }));
-    }
-  const count = async (stream: Stream) => {
-    await stream.flowing(20);
-    return await stream.stop();
-  };
-  return { counts: () => Promise.all(streams.map(count)) };
-}
-
-/** What each of several streams lost. */
-function lost(counts: Count[]): number[] {
-  return counts.map((count) => count.lost);
-}
-
-const none = Array.from({ length: 8 }, () => 0);
-
-/** What the kernel, the disk and the API have of a node, as far as it is the agent's. */
+** What the kernel, the disk and the API have of a node, as far as it is the agent's. */
 async function state(node: LightNode): Promise<Record<string, string>> {
   const out = (argv: string) => node.namespace.run(argv.split(" "));
   const [routes4, routes6, rules4, rules6, peers, table] = await Promise.all([
@@ -75,7 +54,7 @@ test(
   async () => {
     const [a, b] = pods as [Pod, Pod];
     const before = await Promise.all(lab.nodes.map(state));
-    const running = await probes(a, b);
+    const running = await probes(lab, [a, b]);
     const fourth = await lab.addNode();
     await fourth.ready();
     const pod = await fourth.pod("p");
@@ -116,7 +95,7 @@ test(
     expect(await guards()).toContain(prefix);
     await lab.nodes[0]!.namespace.ip(`route delete unreachable ${prefix} metric 4096`);
     await until("the leaver's guard to be back", async () => (await guards()).includes(prefix));
-    expect(lost(await running.counts())).toEqual(none);
+    expect(await running.lost()).toEqual([]);
   },
   60_000 * patience,
 );
@@ -127,7 +106,7 @@ test(
     const [node] = lab.nodes as [LightNode];
     const [a, b] = pods as [Pod, Pod];
     const before = await state(node);
-    const running = await probes(a, b);
+    const running = await probes(lab, [a, b]);
     for (let kill = 0; kill < 20; kill += 1) {
       await node.killAgent();
       // Each second time it has something to do when it starts: its neighbour's annotation has come or gone.
@@ -151,7 +130,7 @@ test(
     await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
     expect(changes(node)).toEqual([]);
     expect(await state(node)).toEqual(before);
-    expect(lost(await running.counts())).toEqual(none);
+    expect(await running.lost()).toEqual([]);
   },
   120_000 * patience,
 );
@@ -161,7 +140,7 @@ test(
   async () => {
     const [a, b, c] = pods as [Pod, Pod, Pod];
     const node = lab.nodes[2]!;
-    const running = await probes(a, b);
+    const running = await probes(lab, [a, b]);
     await node.readdress({ ipv4: "172.30.0.113", ipv6: "fd30::113" });
     await until(
       "all to reach the node again",
@@ -179,7 +158,7 @@ test(
     const { peers } = await state(lab.nodes[0]!);
     expect(peers).toContain("172.30.0.113/32");
     expect(peers).not.toContain("172.30.0.13/32");
-    expect(lost(await running.counts())).toEqual(none);
+    expect(await running.lost()).toEqual([]);
   },
   60_000 * patience,
 );
@@ -189,7 +168,7 @@ test(
   async () => {
     const [a, b] = pods as [Pod, Pod];
     const node = lab.nodes[2]!;
-    const running = await probes(a, b);
+    const running = await probes(lab, [a, b]);
     // Kubernetes never changes a Node's pod CIDRs: the Node is made anew.
     const { metadata, status } = await node.object();
     const old = await node.podCIDRs();
@@ -229,7 +208,7 @@ test(
       const others = await Promise.all(lab.nodes.slice(0, 2).map(state));
       return others.every(({ peers }) => old.every((prefix) => !peers?.includes(prefix)));
     });
-    expect(lost(await running.counts())).toEqual(none);
+    expect(await running.lost()).toEqual([]);
   },
   60_000 * patience,
 );
@@ -263,7 +242,7 @@ test(
     const [a, b] = pods as [Pod, Pod];
     const [first, second] = lab.nodes as [LightNode, LightNode];
     const before = await Promise.all([state(first), state(second)]);
-    const running = await probes(a, b);
+    const running = await probes(lab, [a, b]);
     await lab.controlPlane.stopServer();
     await first.stopAgent();
     await first.startAgent();
@@ -289,7 +268,7 @@ test(
         ).length === 0,
       { timeout: 40_000 },
     );
-    expect(lost(await running.counts())).toEqual(none);
+    expect(await running.lost()).toEqual([]);
   },
   180_000 * patience,
 );

@@ -50,7 +50,7 @@ describe("the command line", () => {
       POD_CIDR_EXPRESSION: `interfaces["eth0"][0].subnets(80, 0)`,
       WIGGLENET_IFACE_NAME: "a name that is too long",
       RESYNC_PERIOD: "1m",
-      ENABLE_METRICS: "1",
+      ENABLE_FLOWTABLE: "1",
       KUBECONFIG: "/nowhere",
     });
     expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: "" });
@@ -59,7 +59,7 @@ describe("the command line", () => {
         NODE_NAME="": must be the name of this node's Node object
         WIGGLENET_IFACE_NAME="a name that is too long": must be a link name of 1 to 15 letters, digits, - and _
         POD_CIDR_SOURCE_PATH="": must be an absolute path
-        ENABLE_METRICS="1": this version cannot do that yet: unset it or set it to 0
+        ENABLE_FLOWTABLE="1": this version cannot do that yet: unset it or set it to 0
         WIGGLENET_WG_PORT="70000": must be a whole number from 1 to 65535
         WIREGUARD="fast": must be one of auto, kernel, userspace
         POD_CIDR_EXPRESSION="interfaces[\\"eth0\\"][0].subnets(80, 0)": line 1, column 1 (interfaces["eth0"][0].subnets(80, 0)): type cidr has no function subnets; it has containsCIDR, containsIP, ip, masked, prefixLength, subnet

@@ -247,12 +247,12 @@ export class LightNode implements Host, AsyncDisposable {
     };
   }
 
-  /** Starts the agent; does not wait for anything that it does. */
-  async startAgent(env: Record<string, string> = {}): Promise<void> {
+  /** Starts the agent, the lab's or another executable; does not wait for anything that it does. */
+  async startAgent(env: Record<string, string> = {}, binary = this.#ground.binary): Promise<void> {
     if (this.#agent?.running) throw new Error(`the agent of ${this.name} runs already`);
     const log = this.#log("agent");
     this.#agentLogFrom = existsSync(log) ? lstatSync(log).size : 0;
-    this.#agent = this.#start("agent", [this.#ground.binary, "agent"], this.agentEnv(env));
+    this.#agent = this.#start("agent", [binary, "agent"], this.agentEnv(env));
     await this.#agent.pid();
   }
 

@@ -1,0 +1,29 @@
+/** The agent as its next version: the same sources, built under another version. */
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import { $ } from "zx";
+import packageJson from "../../package.json" with { type: "json" };
+import { cacheDir, repository } from "./cache.ts";
+
+export const nextVersion = packageJson.version.replace(/\d+$/, (patch) => String(Number(patch) + 1));
+
+/** Its executable; built once for each dist/wigglenet. */
+export async function nextBuild(): Promise<string> {
+  const current = `${repository}/dist/wigglenet`;
+  if (!existsSync(current)) throw new Error(`no ${current}: run \`npm run build\` first`);
+  const dir = `${cacheDir}/next`;
+  mkdirSync(dir, { recursive: true });
+  const { mtimeMs, size } = statSync(current);
+  const name = `wigglenet-${nextVersion}-${size}-${Math.trunc(mtimeMs)}`;
+  if (existsSync(`${dir}/${name}`)) return `${dir}/${name}`;
+  const at = mkdtempSync(`${dir}/building-`);
+  try {
+    await $({ cwd: repository })`cp -r src tsconfig.json package.json ${at} && ln -s $PWD/node_modules ${at}`;
+    await Bun.write(`${at}/package.json`, JSON.stringify({ ...packageJson, version: nextVersion }));
+    await $({ cwd: at })`${process.execPath} run build`.quiet();
+    for (const file of readdirSync(dir)) if (file.startsWith("wigglenet-")) rmSync(`${dir}/${file}`);
+    renameSync(`${at}/dist/wigglenet`, `${dir}/${name}`);
+  } finally {
+    rmSync(at, { recursive: true });
+  }
+  return `${dir}/${name}`;
+}

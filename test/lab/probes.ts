@@ -1,0 +1,31 @@
+/** Many streams at once, for tests in which not one packet may be lost. */
+import type { Lab } from "./lab.ts";
+import type { Host } from "./namespace.ts";
+import type { Stream } from "./place.ts";
+
+/** Streams both ways between each two places, by both families and by UDP and TCP. */
+export async function probes(lab: Lab, ...pairs: [Host, Host][]): Promise<{ lost(): Promise<string[]> }> {
+  const streams: { name: string; stream: Stream }[] = [];
+  for (const [a, b] of pairs)
+    for (const family of ["ipv4", "ipv6"] as const)
+      for (const protocol of ["udp", "tcp"] as const)
+        for (const [from, to] of [
+          [a, b],
+          [b, a],
+        ] as const)
+          streams.push({
+            name: `${from.name} -> ${to.name} ${protocol} ${family}`,
+            stream: await lab.probe(from, to, { family, protocol }),
+          });
+  const stop = async ({ stream }: { stream: Stream }) => {
+    await stream.flowing(20);
+    return await stream.stop();
+  };
+  return {
+    /** Ends them; one line for each that lost something. */
+    lost: async () => {
+      const counts = await Promise.all(streams.map(stop));
+      return counts.flatMap(({ lost }, index) => (lost > 0 ? [`${streams[index]?.name}: ${lost}`] : []));
+    },
+  };
+}
