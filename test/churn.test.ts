@@ -17,7 +17,7 @@ beforeAll(async () => {
 }, 60_000 * patience);
 afterAll(() => lab[Symbol.asyncDispose]());
 
-** What the kernel, the disk and the API have of a node, as far as it is the agent's. */
+/** What the kernel, the disk and the API have of a node, as far as it is the agent's. */
 async function state(node: LightNode): Promise<Record<string, string>> {
   const out = (argv: string) => node.namespace.run(argv.split(" "));
   const [routes4, routes6, rules4, rules6, peers, table] = await Promise.all([

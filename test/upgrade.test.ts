@@ -37,8 +37,10 @@ function changes(node: LightNode, from = 0): string[] {
 }
 
 const inSync = (node: LightNode) =>
-  until(`the agent of ${node.name} to be in sync`, () =>
-    node.agentLog().some((line) => line.msg === "in sync"),
+  until(
+    `the agent of ${node.name} to be in sync`,
+    () => node.agentLog().some((line) => line.msg === "in sync"),
+    { timeout: 20_000, why: () => JSON.stringify(node.agentLog().slice(-5)) },
   );
 
 const annotation = async (node: LightNode, name: string) =>

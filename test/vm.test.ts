@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { repository } from "./lab/cache.ts";
 import { ControlPlane } from "./lab/controlplane.ts";
+import { nextBuild } from "./lab/nextbuild.ts";
 import { Vm } from "./lab/vm.ts";
 
 /** Of the rest of the tests, those that ask for the kernel's WireGuard, its flow tables, or systemd, in so many words. */
@@ -14,6 +15,7 @@ const runs = [
   { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
   { files: ["test/churn.test.ts"], only: "killed twenty times" },
   { files: ["test/flowtable.test.ts"], only: "" },
+  { files: ["test/upgrade.test.ts"], only: "" },
   { files: ["test/vm-systemd.test.ts"], only: "" },
 ];
 
@@ -29,6 +31,8 @@ async function runInGuest(): Promise<{ codes: number[]; tests: GuestTest[] }> {
   const [vm, controlPlane] = await Promise.all([
     Vm.start({ log: console.log }).then((vm) => stack.use(vm)),
     ControlPlane.start().then((controlPlane) => stack.use(controlPlane)),
+    // What the guest would take minutes for.
+    nextBuild(),
   ]);
   const access = join(vm.dir, "control-plane.json");
   await Bun.write(access, JSON.stringify(controlPlane.access));
