@@ -56,8 +56,8 @@ test(
   "an upgrade of all agents to the next version and back: nothing lost, nothing written but the version",
   async () => {
     const binary = await nextBuild();
-    const [a, b, c] = pods;
-    const running = await probes(lab, [a, b], [b, nodes[2]], [nodes[0], c]);
+    const [a, b] = pods;
+    const running = await probes(lab, [a, b]);
     for (const [to, executable] of [
       [nextVersion, binary],
       [version, undefined],
