@@ -15,7 +15,7 @@ const runs = [
   { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
   { files: ["test/churn.test.ts"], only: "killed twenty times" },
   { files: ["test/flowtable.test.ts"], only: "" },
-  { files: ["test/upgrade.test.ts"], only: "" },
+  { files: ["test/upgrade.test.ts"], only: "to the next version and back" },
   { files: ["test/vm-systemd.test.ts"], only: "" },
 ];
 
