@@ -49,6 +49,18 @@ async function state(node: LightNode): Promise<Record<string, string>> {
 const changes = (node: LightNode) =>
   node.agentLog().filter((line) => line.commands !== undefined || line.annotations !== undefined);
 
+/** Until then a node takes a prefix for one of outside, and what its pods send there goes in the clear. */
+async function known(prefix: string): Promise<void> {
+  await until(
+    `every node to know ${prefix}`,
+    async () => {
+      const routes = await Promise.all(lab.nodes.map((node) => node.$`ip route show ${prefix}`));
+      return routes.every(({ stdout }) => stdout.includes(prefix));
+    },
+    { timeout: 15_000 },
+  );
+}
+
 test(
   "a fourth node joins and leaves: nothing lost between the others, nothing left of it",
   async () => {
@@ -191,6 +203,7 @@ test(
     );
     const pod = await node.pod("new");
     expect(pod.addresses.ipv4).toStartWith("10.244.200.");
+    await known(podCIDRs[0]!);
     await lab.shakeHands([a, b, pod]);
     await until(
       "all to reach the new pod",
@@ -254,6 +267,7 @@ test(
     const newcomer = await lab.addNode({ podCIDRs });
     await newcomer.ready(40_000);
     const pod = await newcomer.pod("p");
+    await known(podCIDRs[0]!);
     await lab.shakeHands([a, b, pod]);
     await until(
       "the change to arrive",

@@ -26,7 +26,7 @@ const settings = {
 const service = { ipv4: "10.96.0.77", ipv6: "fd00:10:96::77" };
 
 beforeAll(async () => {
-  lab = await Lab.start({ nodes: 2, env: settings });
+  lab = await Lab.start({ nodes: 2, env: settings, clear: true });
   [n1, n2] = lab.nodes as [LightNode, LightNode];
   [p1, q1, p2] = [await n1.pod("p"), await n1.pod("q"), await n2.pod("p")];
   await lab.shakeHands();

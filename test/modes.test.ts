@@ -20,7 +20,7 @@ let n1: LightNode, n2: LightNode;
 
 beforeAll(async () => {
   // A child rather than a service, so that no link is there before the agent wants one.
-  lab = await Lab.start({ nodes: 2, agents: false, wireguard: "child" });
+  lab = await Lab.start({ nodes: 2, agents: false, wireguard: "child", clear: true });
   [n1, n2] = lab.nodes as [LightNode, LightNode];
 }, 60_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());

@@ -44,6 +44,7 @@ beforeAll(async () => {
   lab = await Lab.start({
     agents: false,
     nodes: [{ labels: { zone: "a" }, external: { ipv4: "203.0.113.11" } }, {}],
+    clear: true,
   });
   console.log(`control plane and two light nodes: ${((performance.now() - start) / 1000).toFixed(1)} s`);
   nodes = [lab.nodes[0]!, lab.nodes[1]!];
@@ -182,6 +183,14 @@ test("the capture has every clear packet, and none of WireGuard's or the API's",
   expect(await lab.reach(nodes[0], nodes[1], { protocol: "icmp" })).toMatchObject({ ok: true });
   expect(await capture.stop()).toHaveLength(10);
   expect(await clear.stop()).toHaveLength(12 + 1); // and the ICMP error for the refused port
+});
+
+test("a lab fails at its end when a pod and a node talked outside of the tunnel", async () => {
+  await using other = await Lab.start({ agents: false, controlPlane: lab.controlPlane.access });
+  const [from, to] = other.nodes as [LightNode, LightNode];
+  await from.namespace.ip("address add 10.244.7.1/32 dev lo");
+  expect(await other.reach(from, to, { source: "10.244.7.1", timeout: 100 })).toMatchObject({ ok: false });
+  await expect(other[Symbol.asyncDispose]()).rejects.toThrow("10.244.7.1 > 172.30.0.12 udp: 1 packets");
 });
 
 test("a node joins, is readdressed, and leaves", async () => {

@@ -22,6 +22,7 @@ import { parseAllDocuments } from "yaml";
 import type { ApiObject } from "./api.ts";
 import { repository } from "./cache.ts";
 import { Capture } from "./capture.ts";
+import { clearTraffic, watchClear } from "./clear.ts";
 import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
 import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
 import type { Host } from "./namespace.ts";
@@ -40,6 +41,11 @@ export interface LabOptions {
   underlay?: Families;
   /** Default: the kernel's if it has one, else "service". */
   wireguard?: Wireguard;
+  /**
+   * Whether packets between pods, or pods and nodes, may cross the underlay outside of the tunnel, as with native routing. Default
+   * false: then the lab fails at its end if any did.
+   */
+  clear?: boolean;
   /** For every agent. */
   env?: Record<string, string>;
   /** For every node. */
@@ -86,6 +92,7 @@ export class Lab implements AsyncDisposable {
     if (agents && !existsSync(binary)) throw new Error(`no ${binary}: run \`npm run build\` first`);
     const access = options.controlPlane ?? outsideAccess();
     const underlay = parts.use(await Underlay.start(options.underlay));
+    await watchClear(underlay.router);
     const wireguard = options.wireguard ?? ((await kernelHasWireguard(underlay)) ? "kernel" : "service");
     const started = startControlPlane(families, underlay, access);
     const lab = parts.use(
@@ -220,10 +227,13 @@ export class Lab implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    const clear = this.#options.clear ? [] : await clearTraffic(this.underlay.router);
     await Promise.all(this.nodes.map((node) => node[Symbol.asyncDispose]()));
     const controlPlane = await this.#started.catch(() => undefined);
     await controlPlane?.[Symbol.asyncDispose]();
     await this.underlay[Symbol.asyncDispose]();
+    if (clear.length > 0)
+      throw new Error(`outside of the tunnel, over this lab's life:\n${clear.join("\n")}`);
   }
 }
 
