@@ -48,7 +48,7 @@ export interface ObservedFirewall {
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
 export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): Promise<Backend> {
-  const nft = await takesNftables();
+  const nft = (await listChains()) !== undefined;
   if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
   if (!nft) return "iptables-legacy";
   return (await legacyTables()).includes("mangle") && (await kubernetesUsesLegacy())
@@ -57,19 +57,21 @@ export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): 
 }
 
 export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
-  const nft = await takesNftables();
-  const listed = nft ? parseChains(await $`nft -j list chains`) : [];
-  const closed = closedChains(listed);
+  const [listed, sets] = await Promise.all([listChains(), observeSets()]);
+  const names = new Set(listed?.map(({ family, table, name }) => `${family} ${table} ${name}`));
+  const [ruleset, nftChains] = await Promise.all([
+    listed && observeRuleset(),
+    listed && observeChains("nft", names),
+  ]);
+  const closed = closedChains(listed ?? []);
   const observed: ObservedFirewall = {
-    ruleset: nft ? await observeRuleset() : undefined,
-    chains: {},
-    sets: await observeSets(),
+    ruleset,
+    chains: nftChains ? { nft: nftChains } : {},
+    sets,
     dropping: closed.some((chain) => /^ip6? filter FORWARD$/.test(chain)) ? ["nft"] : [],
     closed: closed.filter((chain) => !chain.endsWith(" filter FORWARD")),
     hidden: undefined,
   };
-  const names = new Set(listed.map(({ family, table, name }) => `${family} ${table} ${name}`));
-  if (nft) observed.chains.nft = await observeChains("nft", names);
   try {
     if ((await legacyTables()).length > 0) {
       observed.chains.legacy = await observeChains("legacy");
@@ -179,12 +181,12 @@ function wantedChains(
   ];
 }
 
-async function takesNftables(): Promise<boolean> {
+/** All chains of nftables, undefined where the kernel has none of it. */
+async function listChains(): Promise<NftChainEntry[] | undefined> {
   try {
-    await $`nft list tables inet`;
-    return true;
+    return parseChains(await $`nft -j list chains`);
   } catch (error) {
-    if (error instanceof CommandError && /not supported|No such file/i.test(error.stderr)) return false;
+    if (error instanceof CommandError && /not supported|No such file/i.test(error.stderr)) return undefined;
     throw error;
   }
 }

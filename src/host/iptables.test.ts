@@ -5,10 +5,11 @@ import {
   chains,
   diffChains,
   diffSets,
+  type ObservedSets,
   observeChains,
   observeSets,
   parseChain,
-  parseSet,
+  parseSets,
   sets,
   settledChains,
   variants,
@@ -229,21 +230,27 @@ describe("what was listed", () => {
     expect(parseChain(listing)).toEqual(fingerprints);
   });
 
-  test.each<[title: string, listing: string, members: string[] | undefined]>([
-    ["of what was loaded", listedSet, ["10.1.1.0/24", "10.1.2.7"]],
-    ["without members", `${listedSet.split("\n")[0]}\n`, []],
+  const header = listedSet.split("\n")[0];
+  test.each<[title: string, listing: string, sets: ObservedSets]>([
+    ["what was loaded", listedSet, { "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7"] }],
+    ["none without members", `${header}\n`, { "WIGGLENET-remote-ipv4": [] }],
     [
       "with what another added",
       `${listedSet}add WIGGLENET-remote-ipv4 10.9.0.0/16 timeout 60\n`,
-      ["10.1.1.0/24", "10.1.2.7", "10.9.0.0/16"],
+      { "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7", "10.9.0.0/16"] },
     ],
-    ["not there", "absent", undefined],
-  ])("a set %s", (_, listing, members) => {
-    expect(parseSet(listing)).toEqual(members);
+    [
+      "several, and the prompts between",
+      `ipset> create WIGGLENET-own-ipv6 hash:net family inet6\nipset> ${listedSet}ipset> `,
+      { "WIGGLENET-own-ipv6": [], "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7"] },
+    ],
+    ["nothing", "ipset> ", {}],
+  ])("sets: %s", (_, listing, sets) => {
+    expect(parseSets(listing)).toEqual(sets);
   });
 
   test("the members of a set, as they are wanted", () => {
-    expect(parseSet(listedSet)).toEqual(wantedSets()["WIGGLENET-remote-ipv4"]);
+    expect(parseSets(listedSet)["WIGGLENET-remote-ipv4"]).toEqual(wantedSets()["WIGGLENET-remote-ipv4"]);
   });
 });
 

@@ -5,7 +5,7 @@
 import { type Family, families, familyOf } from "../plan/address.ts";
 import { type Firewall, type Hook, hooks, markBit, type Rule, setNames } from "../plan/firewall.ts";
 import { bare, fingerprint } from "./nftables.ts";
-import { $, batch, type Command, CommandError } from "./run.ts";
+import { $, batch, type Command, CommandError, execute } from "./run.ts";
 
 export const variants = ["nft", "legacy"] as const;
 export type Variant = (typeof variants)[number];
@@ -102,8 +102,17 @@ export async function observeChains(variant: Variant, known?: ReadonlySet<string
 export async function observeSets(): Promise<ObservedSets> {
   const names = new Set((await answer($`ipset list -n`)).split("\n"));
   const there = everySet.filter((name) => names.has(name));
-  const entries = there.map(async (name) => [name, parseSet(await answer($`ipset save ${name}`))] as const);
-  return Object.fromEntries(await Promise.all(entries));
+  // As if typed in: the one way to ask for several and not for others'.
+  const [save] = batch(
+    ["ipset", "-"],
+    there.map((name) => `save ${name}`),
+  );
+  if (save === undefined) return {};
+  const observed = parseSets(await execute(save));
+  const gone = there.filter((name) => observed[name] === undefined);
+  // It ends well all the same.
+  if (gone.length > 0) throw new Error(`ipset did not show ${gone.join(", ")}, which it had listed`);
+  return observed;
 }
 
 /** The fingerprints of `iptables -S CHAIN`, rule by rule. */
@@ -114,10 +123,15 @@ export function parseChain(listing: string): string[] {
     .map((line) => /--comment "?wigglenet:([0-9a-f]{12})"?/.exec(line)?.[1] ?? "");
 }
 
-/** The members of `ipset save SET`, undefined where that says that there is no such set. */
-export function parseSet(listing: string): string[] | undefined {
-  if (listing === "absent") return undefined;
-  return listing.split("\n").flatMap((line) => /^add \S+ (\S+)/.exec(line)?.[1] ?? []);
+/** The sets and their members, of what `save SET` printed one after the other, prompts between them. */
+export function parseSets(listing: string): ObservedSets {
+  const result: Record<string, string[]> = {};
+  for (const line of listing.split("\n")) {
+    const [, verb, name = "", member] = /^(?:ipset> )*(create|add) (\S+) (\S+)/.exec(line) ?? [];
+    if (verb === "create") result[name] = [];
+    else if (member) result[name]?.push(member);
+  }
+  return result;
 }
 
 /** Creates and fills sets, before rules name them; or, with `surplus`, destroys what no rule names any more. */
