@@ -57,7 +57,7 @@ async function known(prefix: string): Promise<void> {
       const routes = await Promise.all(lab.nodes.map((node) => node.$`ip route show ${prefix}`));
       return routes.every(({ stdout }) => stdout.includes(prefix));
     },
-    { timeout: 15_000 },
+    { timeout: 40_000 },
   );
 }
 

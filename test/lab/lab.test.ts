@@ -186,7 +186,7 @@ test("the capture has every clear packet, and none of WireGuard's or the API's",
 });
 
 test("a lab fails at its end when a pod and a node talked outside of the tunnel", async () => {
-  await using other = await Lab.start({ agents: false, controlPlane: lab.controlPlane.access });
+  const other = await Lab.start({ agents: false });
   const [from, to] = other.nodes as [LightNode, LightNode];
   await from.namespace.ip("address add 10.244.7.1/32 dev lo");
   expect(await other.reach(from, to, { source: "10.244.7.1", timeout: 100 })).toMatchObject({ ok: false });
