@@ -17,7 +17,9 @@ export async function nextBuild(): Promise<string> {
   if (existsSync(`${dir}/${name}`)) return `${dir}/${name}`;
   const at = mkdtempSync(`${dir}/building-`);
   try {
-    await $({ cwd: repository })`cp -r src deploy tsconfig.json package.json ${at} && ln -s $PWD/node_modules ${at}`;
+    await $({
+      cwd: repository,
+    })`cp -r src deploy tsconfig.json package.json ${at} && ln -s $PWD/node_modules ${at}`;
     await Bun.write(`${at}/package.json`, JSON.stringify({ ...packageJson, version: nextVersion }));
     await $({ cwd: at })`${process.execPath} run build`.quiet();
     for (const file of readdirSync(dir)) if (file.startsWith("wigglenet-")) rmSync(`${dir}/${file}`);
