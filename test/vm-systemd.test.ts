@@ -147,8 +147,9 @@ test("by iptables-legacy, with its drop-in, and by a wireguard-go that outlives 
     dropIn,
     "[Service]\nCapabilityBoundingSet=CAP_NET_RAW\nReadWritePaths=/run/xtables.lock\n",
   );
-  // How the agent tells which iptables a node uses; and it makes the lock.
-  await node.$`iptables-legacy -t mangle -N KUBE-IPTABLES-HINT`;
+  // As kubelet does: it tells the agent which iptables a node uses, makes the lock and loads the modules.
+  for (const tool of ["iptables", "ip6tables"])
+    await node.$`${`${tool}-legacy`} -t mangle -N KUBE-IPTABLES-HINT`;
   await systemctl("daemon-reload");
   await systemctl("stop", "wigglenet");
   await node.$`ip link delete wigglenet`;
