@@ -66,7 +66,7 @@ test(
   async () => {
     const [a, b] = pods as [Pod, Pod];
     const before = await Promise.all(lab.nodes.map(state));
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     const fourth = await lab.addNode();
     await fourth.ready();
     const pod = await fourth.pod("p");
@@ -118,7 +118,7 @@ test(
     const [node] = lab.nodes as [LightNode];
     const [a, b] = pods as [Pod, Pod];
     const before = await state(node);
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     for (let kill = 0; kill < 20; kill += 1) {
       await node.killAgent();
       // Each second time it has something to do when it starts: its neighbour's annotation has come or gone.
@@ -152,7 +152,7 @@ test(
   async () => {
     const [a, b, c] = pods as [Pod, Pod, Pod];
     const node = lab.nodes[2]!;
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     await node.readdress({ ipv4: "172.30.0.113", ipv6: "fd30::113" });
     await until(
       "all to reach the node again",
@@ -180,7 +180,7 @@ test(
   async () => {
     const [a, b] = pods as [Pod, Pod];
     const node = lab.nodes[2]!;
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     // Kubernetes never changes a Node's pod CIDRs: the Node is made anew.
     const { metadata, status } = await node.object();
     const old = await node.podCIDRs();
@@ -255,7 +255,7 @@ test(
     const [a, b] = pods as [Pod, Pod];
     const [first, second] = lab.nodes as [LightNode, LightNode];
     const before = await Promise.all([state(first), state(second)]);
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     await lab.controlPlane.stopServer();
     await first.stopAgent();
     await first.startAgent();

@@ -57,7 +57,7 @@ test(
   async () => {
     const binary = await nextBuild();
     const [a, b] = pods;
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     for (const [to, executable] of [
       [nextVersion, binary],
       [version, undefined],
@@ -88,7 +88,7 @@ test(
         timeout: 20_000,
       });
     // Two of three nodes go to the other implementation, by what the documents say, and one of them comes back.
-    const running = await probes(lab, [a, b], [b, c]);
+    const running = await probes([a, b], [b, c]);
     const before = await sessions(second);
     for (const [index, node] of [second, third].entries()) {
       await node.stopAgent();
@@ -147,7 +147,7 @@ test(
     const [first, , third] = nodes;
     const [a, b] = pods;
     const old = await annotation(third, "public-key");
-    const running = await probes(lab, [a, b]);
+    const running = await probes([a, b]);
     await third.powerCut();
     rmSync(`${lab.underlay.dir}/nodes/${third.name}${privateKey}`);
     await third.boot();

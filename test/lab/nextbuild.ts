@@ -1,8 +1,11 @@
 /** The agent as its next version: the same sources, built under another version. */
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import { basename } from "node:path";
 import { $ } from "zx";
 import packageJson from "../../package.json" with { type: "json" };
+import { $ as buildah, imageCache, prepareStorage } from "./buildah.ts";
 import { cacheDir, repository } from "./cache.ts";
+import { exportArchive, type Image } from "./image.ts";
 
 export const nextVersion = packageJson.version.replace(/\d+$/, (patch) => String(Number(patch) + 1));
 
@@ -28,4 +31,24 @@ export async function nextBuild(): Promise<string> {
     rmSync(at, { recursive: true });
   }
   return `${dir}/${name}`;
+}
+
+/** An image with it, made from the current one. */
+export async function nextImage(current: Image): Promise<Image> {
+  const executable = await nextBuild();
+  const name = current.name.replace(/:.*$/, `:v${nextVersion}`);
+  const archive = `${imageCache}/next-${basename(executable)}.tar`;
+  if (existsSync(archive)) return { name, archive };
+  for (const file of readdirSync(imageCache)) if (file.startsWith("next-")) rmSync(`${imageCache}/${file}`);
+  await prepareStorage();
+  const container = (await buildah`buildah from -q ${`docker-archive:${current.archive}`}`).stdout.trim();
+  try {
+    await buildah`buildah copy -q ${container} ${executable} /usr/local/bin/wigglenet`;
+    await buildah`buildah commit -q ${container} ${name}`;
+  } finally {
+    await buildah`buildah rm ${container}`;
+  }
+  await exportArchive(name, archive);
+  await buildah`buildah rmi ${name}`;
+  return { name, archive };
 }

@@ -1,5 +1,4 @@
 /** Many streams at once, for tests in which not one packet may be lost. */
-import type { Lab } from "./lab.ts";
 import type { Host } from "./namespace.ts";
 import type { Stream } from "./place.ts";
 
@@ -7,7 +6,7 @@ import type { Stream } from "./place.ts";
  * Streams both ways between each two places, by both families and by UDP and TCP, 400 packets a second in all: more,
  * and the socket of a wireguard-go that has to wait for the processor overflows.
  */
-export async function probes(lab: Lab, ...pairs: [Host, Host][]): Promise<{ lost(): Promise<string[]> }> {
+export async function probes(...pairs: [Host, Host][]): Promise<{ lost(): Promise<string[]> }> {
   const rate = Math.floor(50 / pairs.length);
   const streams: { name: string; stream: Stream }[] = [];
   for (const [a, b] of pairs)
@@ -19,8 +18,9 @@ export async function probes(lab: Lab, ...pairs: [Host, Host][]): Promise<{ lost
         ] as const)
           streams.push({
             name: `${from.name} -> ${to.name} ${protocol} ${family}`,
-            stream: await lab.probe(from, to, { family, protocol, rate }),
+            stream: await from.place.stream({ protocol, address: to.addresses[family]!, rate }),
           });
+  await Promise.all(streams.map(({ stream }) => stream.flowing(1)));
   const stop = async ({ stream }: { stream: Stream }) => {
     await stream.flowing(20);
     return await stream.stop();

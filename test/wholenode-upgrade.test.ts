@@ -1,0 +1,70 @@
+/** Rolling updates of the DaemonSet on whole nodes, by the commands of docs/migration.md, under probe. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { version } from "../package.json";
+import { kubernetesDir, repository } from "./lab/cache.ts";
+import { Cluster, type ClusterPod } from "./lab/cluster.ts";
+import { commandBlocks } from "./lab/documents.ts";
+import { agentImage } from "./lab/image.ts";
+import { nextImage, nextVersion } from "./lab/nextbuild.ts";
+import { probes } from "./lab/probes.ts";
+import { run, until } from "./lab/process.ts";
+import { settle, ways } from "./lab/reachability.ts";
+
+setDefaultTimeout(180_000);
+
+const documented = commandBlocks("docs/migration.md");
+const daemonSet = "/apis/apps/v1/namespaces/kube-system/daemonsets/wigglenet";
+
+let cluster: Cluster;
+let pods: ClusterPod[];
+
+beforeAll(async () => {
+  cluster = await Cluster.start({ nodes: 3 });
+  await cluster.kubectl`apply -f deploy/manifest.yaml`;
+  await cluster.ready();
+  await cluster.kubectl`apply -f test/web.yaml`;
+  pods = await cluster.pods("app=web");
+  await settle(await ways(cluster, pods), pods);
+});
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** As an admin would type it. */
+function admin(commands: string): Promise<string> {
+  return run(["/bin/bash", "-ec", `cd ${repository}; ${commands}`], {
+    env: { KUBECONFIG: cluster.controlPlane.kubeconfig, PATH: `${kubernetesDir}/bin:${process.env.PATH}` },
+  });
+}
+
+async function versions(): Promise<string[]> {
+  const nodes = await cluster.api.nodes();
+  return nodes.map(({ metadata }) => JSON.parse(metadata.annotations!["wigglenet/agent"]!).version as string);
+}
+
+test("a rolling update to the next image and back loses no packet between pods", async () => {
+  const next = await nextImage(await agentImage());
+  await Promise.all(cluster.nodes.map((node) => node.$`ctr -n k8s.io images import ${next.archive}`));
+  const update = documented.find(({ text }) => text.includes("set image"))!.text;
+
+  const running = await probes([pods[0]!, pods[1]!]);
+  const begin = performance.now();
+  await admin(update.replace("IMAGE", next.name));
+  await until("every node's agent to be the next", async () =>
+    (await versions()).every((each) => each === nextVersion),
+  );
+  await admin("kubectl -n kube-system rollout undo daemonset/wigglenet");
+  await admin("kubectl -n kube-system rollout status daemonset/wigglenet");
+  await until("every node's agent to be the old one", async () =>
+    (await versions()).every((each) => each === version),
+  );
+  console.log(`there and back: ${((performance.now() - begin) / 1000).toFixed(1)} s`);
+  expect(await running.lost()).toEqual([]);
+});
+
+test("a DaemonSet that is deleted and applied again, as to change implementations, loses none either", async () => {
+  const running = await probes([pods[0]!, pods[2]!]);
+  const { uid } = (await cluster.api.get(daemonSet)).metadata;
+  await admin(documented.find(({ text }) => text.includes("delete daemonset wigglenet\n"))!.text);
+  await admin("kubectl -n kube-system rollout status daemonset/wigglenet");
+  expect((await cluster.api.get(daemonSet)).metadata.uid).not.toBe(uid);
+  expect(await running.lost()).toEqual([]);
+});
