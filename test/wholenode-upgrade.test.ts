@@ -35,6 +35,21 @@ function admin(commands: string): Promise<string> {
   });
 }
 
+test("what the README says to verify an installation by says that it is right", async () => {
+  const readme = commandBlocks("README.md");
+  const said = await admin(readme.find(({ text }) => text.includes("rollout status"))!.text);
+  expect(said).toContain("successfully rolled out");
+  for (const node of cluster.nodes) {
+    const { podCIDRs } = (await cluster.api.node(node.name)).spec;
+    expect(said).toMatch(new RegExp(`^${node.name} .*"version":"${version}".*${podCIDRs![0]}`, "m"));
+  }
+  expect(said.match(/"in sync"/g)).toHaveLength(cluster.nodes.length);
+  const shown = readme.find(({ text }) => text.includes("wg show"))!.text;
+  const onNode = (await cluster.nodes[0]!.$`/bin/bash -ec ${shown}`).stdout;
+  for (const part of ["latest handshake", "dev wigglenet", "unreachable", "chain srcnat"])
+    expect(onNode).toContain(part);
+});
+
 async function versions(): Promise<string[]> {
   const nodes = await cluster.api.nodes();
   return nodes.map(({ metadata }) => JSON.parse(metadata.annotations!["wigglenet/agent"]!).version as string);
