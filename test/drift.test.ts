@@ -279,6 +279,7 @@ describe("found at the resync", () => {
       "pre-shared key for a peer",
       ({ keys }) => `wg genpsk > /run/psk; wg set wigglenet peer ${keys[0]} preshared-key /run/psk`,
     ],
+    ["keepalive of a peer", ({ keys }) => `wg set wigglenet peer ${keys[0]} persistent-keepalive 25`],
     ["private key", "wg genkey > /run/key; wg set wigglenet private-key /run/key"],
     ["port", "wg set wigglenet listen-port 24602"],
     ["mark of the tunnel's own packets", "wg set wigglenet fwmark 0x1000000"],

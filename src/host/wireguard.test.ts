@@ -23,13 +23,17 @@ describe("what `wg show dump` printed", () => {
       port: 24601,
       marked: false,
       peers: new Map([
-        [key(3), { endpoint: undefined, allowedIps: [], preshared: false, latestHandshake: 0 }],
+        [
+          key(3),
+          { endpoint: undefined, allowedIps: [], preshared: false, keepalive: false, latestHandshake: 0 },
+        ],
         [
           key(1),
           {
             endpoint: "192.0.2.1:24601",
             allowedIps: ["10.1.1.0/24", "192.0.2.1/32", "2001:db8::1/128", "fd00:1:0:1::/64"],
             preshared: false,
+            keepalive: false,
             latestHandshake: 0,
           },
         ],
@@ -39,6 +43,7 @@ describe("what `wg show dump` printed", () => {
             endpoint: "[2001:db8:1::2]:24601",
             allowedIps: ["10.1.2.0/24"],
             preshared: false,
+            keepalive: false,
             latestHandshake: 0,
           },
         ],
@@ -62,12 +67,13 @@ describe("what `wg show dump` printed", () => {
     expect(parseTunnel(`${line}\n`)).toMatchObject(expected);
   });
 
-  test("a handshake, a pre-shared key", () => {
+  test("a handshake, a pre-shared key, a keepalive", () => {
     const line = `${key(1)}\t${key(9)}\t192.0.2.1:51820\t10.1.1.0/24\t1700000000\t92\t180\t25`;
     expect(parseTunnel(`priv\tpub\t24601\toff\n${line}\n`).peers.get(key(1))).toEqual({
       endpoint: "192.0.2.1:51820",
       allowedIps: ["10.1.1.0/24"],
       preshared: true,
+      keepalive: true,
       latestHandshake: 1_700_000_000,
     });
   });
@@ -124,7 +130,13 @@ describe("desired and observed peers → commands", () => {
     allowedIps: string[] = [],
     tweak: Partial<ObservedPeer> = {},
   ): [string, ObservedPeer] {
-    const at = { endpoint: endpoint(publicKey), allowedIps, preshared: false, latestHandshake: now - 10 };
+    const at = {
+      endpoint: endpoint(publicKey),
+      allowedIps,
+      preshared: false,
+      keepalive: false,
+      latestHandshake: now - 10,
+    };
     return [publicKey, { ...at, ...tweak }];
   }
 
@@ -276,6 +288,13 @@ describe("desired and observed peers → commands", () => {
       [peer("a")],
       [seen("a", [], { preshared: true })],
       ["peer a preshared-key /dev/null"],
+      [],
+    ],
+    [
+      "a keepalive that was left by an agent which was ended as it greeted",
+      [peer("a")],
+      [seen("a", [], { keepalive: true })],
+      ["peer a persistent-keepalive 0"],
       [],
     ],
   ])("%s", (_, desired, observed, add, remove, wanted = {}) => {

@@ -10,6 +10,8 @@ export interface ObservedPeer {
   allowedIps: string[];
   /** Whether it has a pre-shared key; none of ours has. */
   preshared: boolean;
+  /** Whether it has a persistent keepalive, as an agent leaves that is ended while it greets. */
+  keepalive: boolean;
   /** Seconds since 1970; 0 if there was none. */
   latestHandshake: number;
 }
@@ -40,12 +42,13 @@ export function parseTunnel(output: string): Tunnel {
     port: Number(own[2]),
     marked: !["off", "0x0", undefined].includes(own[3]),
     peers: new Map(
-      peers.map(([publicKey = "", preshared, endpoint, allowedIps, latestHandshake]) => [
+      peers.map(([publicKey = "", preshared, endpoint, allowedIps, latestHandshake, , , keepalive]) => [
         publicKey,
         {
           endpoint: value(endpoint),
           allowedIps: (value(allowedIps)?.split(",") ?? []).sort(compareAddresses),
           preshared: value(preshared) !== undefined,
+          keepalive: !["off", undefined].includes(keepalive),
           latestHandshake: Number(latestHandshake),
         },
       ]),
@@ -130,6 +133,7 @@ export function diffPeers(
     const moved = endpointToSet(peer, observed, wanted, now);
     const words = [
       ...(observed?.preshared ? ["preshared-key", "/dev/null"] : []),
+      ...(observed?.keepalive ? ["persistent-keepalive", "0"] : []),
       ...(moved ? ["endpoint", moved] : []),
       ...(missing.length > 0
         ? ["allowed-ips", [...peer.allowedIps, ...kept].sort(compareAddresses).join(",")]
@@ -140,6 +144,7 @@ export function diffPeers(
       endpoint: moved ?? observed?.endpoint,
       allowedIps: peer.allowedIps,
       preshared: false,
+      keepalive: false,
       latestHandshake: observed?.latestHandshake ?? 0,
     });
   }
