@@ -16,6 +16,9 @@ export const chart = `${deploy}/chart`;
 /** Those that the template sets by itself. */
 export const fixed: readonly SettingName[] = ["NODE_NAME", "PROC_SYS_NET_PATH"];
 
+/** Those whose default in a pod is another: kubelet asks there. */
+export const inPod: Partial<Record<SettingName, string>> = { HEALTH_BIND_ADDR: "127.0.0.1:24602" };
+
 /** Of the chart, what is made from src/settings.ts: paths and texts. */
 export function chartFiles(): Map<string, string> {
   const own = /^.*?\n(?=settings:\n)/s.exec(readFileSync(`${chart}/values.yaml`, "utf8"))![0];
@@ -45,7 +48,10 @@ export async function manifests(): Promise<Map<string, string>> {
 function valuesOfSettings(): string {
   const lines = settingNames
     .filter((name) => !fixed.includes(name))
-    .map((name) => `  # ${settings[name].meaning}\n  ${name}: ${JSON.stringify(settings[name].default)}\n`);
+    .map(
+      (name) =>
+        `  # ${settings[name].meaning}\n  ${name}: ${JSON.stringify(inPod[name] ?? settings[name].default)}\n`,
+    );
   return `settings:\n${lines.join("")}`;
 }
 

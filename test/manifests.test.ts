@@ -3,7 +3,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { parse, parseAllDocuments } from "yaml";
 import { $ } from "zx";
-import { chart, chartFiles, fixed, manifests, render } from "../deploy/manifests.ts";
+import { chart, chartFiles, fixed, inPod, manifests, render } from "../deploy/manifests.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { type SettingName, settingNames, settings } from "../src/settings.ts";
 import type { ApiObject } from "./lab/api.ts";
@@ -19,6 +19,7 @@ interface Container {
 interface DaemonSet extends ApiObject {
   spec: {
     template: {
+      metadata: { annotations?: object };
       spec: {
         containers: [Container];
         volumes: { name: string; hostPath?: { path: string } }[];
@@ -57,17 +58,20 @@ test("every variable that the agent reads is in the manifest, with one comment a
   for (const { name, value } of env) {
     const [before, comment] = lines.slice(lines.indexOf(`- name: ${name}`) - 2);
     expect([before![0], comment]).toEqual([expect.not.stringMatching("#"), `# ${settings[name].meaning}`]);
-    if (!fixed.includes(name)) expect([name, value]).toEqual([name, settings[name].default]);
+    if (!fixed.includes(name)) expect([name, value]).toEqual([name, inPod[name] ?? settings[name].default]);
   }
 });
 
 test("the variants differ from the default in what their names say", () => {
   const differences = (variant: string) =>
     containerOf(read(`deploy/manifest_${variant}.yaml`))
-      .env.filter(({ name, value }) => !fixed.includes(name) && value !== settings[name].default)
+      .env.filter(
+        ({ name, value }) => !fixed.includes(name) && value !== (inPod[name] ?? settings[name].default),
+      )
       .map(({ name, value }) => `${name}=${value}`);
   expect(differences("no_masq_ipv6")).toEqual(["FILTER_IPV6=1", "MASQUERADE_IPV6=0"]);
   expect(differences("ipv6_only")).toEqual(["MASQUERADE_IPV4=0", "POD_CIDR_SOURCE_IPV4=none"]);
+  expect(differences("metrics")).toEqual(["ENABLE_METRICS=1"]);
   expect(differences("native_routing")).toEqual(["NATIVE_ROUTING_IPV4=1", "NATIVE_ROUTING_IPV6=1"]);
   expect(kindsOf(read("deploy/manifest_bare_metal.yaml"))).toEqual([...rights, ...policy]);
 });
@@ -147,6 +151,29 @@ test.each([
     input,
   })`${kubernetes("kubectl")} patch --local -f - --patch-file ${patch} -o json`;
   expect(ordered(JSON.parse(stdout))).toEqual(ordered(daemonSetOf(await render(["--set", `${value}=true`]))));
+});
+
+test("kubelet probes where the agent answers, and Prometheus finds its port", async () => {
+  const probes = (manifest: string) => {
+    const { readinessProbe, livenessProbe } = containerOf(manifest) as Record<
+      string,
+      { httpGet?: object } | undefined
+    >;
+    return [readinessProbe?.httpGet, livenessProbe?.httpGet];
+  };
+  const at = (host: string, port: number) => [
+    { host, port, path: "/readyz" },
+    { host, port, path: "/healthz" },
+  ];
+  expect(probes(read("deploy/manifest.yaml"))).toEqual(at("127.0.0.1", 24602));
+  const health = (address: string) => render(["--set", `settings.HEALTH_BIND_ADDR=${address}`]);
+  expect(probes(await health("[::1]:9"))).toEqual(at("::1", 9));
+  expect(probes(await health(":9"))).toEqual(at("127.0.0.1", 9));
+  expect(probes(await health(""))).toEqual([undefined, undefined]);
+  const { metadata, spec } = daemonSetOf(read("deploy/manifest_metrics.yaml")).spec.template;
+  expect(metadata.annotations).toEqual({ "prometheus.io/scrape": "true", "prometheus.io/port": "9091" });
+  expect(spec.containers[0].ports).toEqual([{ name: "metrics", containerPort: 9091 }]);
+  expect(containerOf(read("deploy/manifest.yaml")).ports).toBeUndefined();
 });
 
 test("servers before 1.30 get no policy", async () => {

@@ -298,6 +298,7 @@ async function failure(node: string, change: object): Promise<string> {
     if (!pod) return undefined;
     const log = await cluster.kubectl({ nothrow: true })`-n kube-system logs ${pod.metadata.name}`;
     expect(log.stdout).not.toContain('"in sync"');
+    expect(isReady(pod)).toBe(false);
     return log.stdout.split("\n").find((line) => /"failed|^wigglenet:|^ {2}/.test(line));
   });
   console.log(`${JSON.stringify(change)}: ${failed}`);
