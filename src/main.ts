@@ -13,6 +13,7 @@ import { refusal } from "./host/flowtable.ts";
 import { install, uninstall } from "./host/install.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
+import { installPlugins } from "./host/plugins.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
 import { perform, printStep } from "./host/run.ts";
 import { serveHealth, serveMetrics } from "./serve.ts";
@@ -20,16 +21,18 @@ import { serveHealth, serveMetrics } from "./serve.ts";
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
        wigglenet install [--kubeconfig FILE] [--dry-run]
        wigglenet uninstall [--purge] [--dry-run]
+       wigglenet install-cni [--target DIR] [--source DIR] [--dry-run]
        wigglenet version
 The agent's configuration is its environment: see docs/configuration.md.`;
 
-type Option = "dry-run" | "kubeconfig" | "purge";
+type Option = "dry-run" | "kubeconfig" | "purge" | "source" | "target";
 
 /** Each command with the options that it takes. */
 const commands: Record<string, Option[]> = {
   agent: ["kubeconfig", "dry-run"],
   install: ["kubeconfig", "dry-run"],
   uninstall: ["purge", "dry-run"],
+  "install-cni": ["target", "source", "dry-run"],
   version: [],
 };
 
@@ -46,16 +49,14 @@ async function main(): Promise<void> {
   if (name === "version") return console.log(version);
   if (name === "install") return await install({ ...(kubeconfig && { kubeconfig }), dry });
   if (name === "uninstall") return await uninstall({ purge, dry });
+  if (name === "install-cni") {
+    const { source = "/usr/lib/cni", target = "/opt/cni/bin" } = values;
+    return await installPlugins({ source, target, paper: dry }, logger("info", dry));
+  }
   const config = readConfig({ ...process.env, ...(kubeconfig && { KUBECONFIG: kubeconfig }) });
   const client = new ApiClient(config.kubeconfig);
   await checkPrograms(config);
-  // On paper the commands are the output, and only what is wrong is worth a line beside them.
-  const options = {
-    level: dry ? "warn" : config.logLevel,
-    base: null,
-    timestamp: pino.stdTimeFunctions.isoTime,
-  };
-  const log = pino(options, pino.destination(dry ? 2 : 1));
+  const log = logger(config.logLevel, dry);
   const refused = config.flowtable && (await refusal());
   if (refused) {
     log.warn(
@@ -65,6 +66,12 @@ async function main(): Promise<void> {
     config.flowtable = undefined;
   }
   await (dry ? dryRun(config, client, log) : runAgent(config, client, log));
+}
+
+/** JSON lines. On paper the commands are the output, and only what is wrong is worth a line beside them. */
+function logger(level: string, paper: boolean): Logger {
+  const options = { level: paper ? "warn" : level, base: null, timestamp: pino.stdTimeFunctions.isoTime };
+  return pino(options, pino.destination(paper ? 2 : 1));
 }
 
 async function runAgent(config: Config, client: ApiClient, log: Logger): Promise<void> {
@@ -175,6 +182,8 @@ function parseCommandLine() {
         "dry-run": { type: "boolean" },
         kubeconfig: { type: "string" },
         purge: { type: "boolean" },
+        source: { type: "string" },
+        target: { type: "string" },
         help: { type: "boolean", short: "h" },
       },
     });

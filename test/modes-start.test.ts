@@ -33,6 +33,8 @@ describe("the command line", () => {
     [["agent", "now"], 'unexpected argument "now"'],
     [["--dryrun"], "--dryrun"],
     [["--kubeconfig"], "--kubeconfig"],
+    [["agent", "--target", "/opt/cni/bin"], "agent takes no --target"],
+    [["install-cni", "--kubeconfig", "x"], "install-cni takes no --kubeconfig"],
   ])("%p is refused", (args, said) => {
     const { exitCode, stdout, stderr } = run(args, { NODE_NAME: "n1" });
     expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: "" });

@@ -29,7 +29,7 @@ await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
 const lightNodes = [...new Bun.Glob("test/**/*.test.ts").scanSync()]
-  .filter((file) => !/^test\/(vm|wholenode|demo)/.test(file))
+  .filter((file) => !/^test\/(vm|wholenode|demo|release)/.test(file))
   .sort();
 
 // One after the other: each fills the machine's two cores by itself, and side by side they only wait for each other.
@@ -38,6 +38,7 @@ for (const each of [
   { name: "unit", files: ["src"], root: false },
   { name: "light nodes", files: lightNodes },
   { name: "whole nodes", files: ["test/wholenode", "test/demo"] },
+  { name: "release", files: ["test/release.test.ts"] },
   { name: "virtual machine", files: ["test/vm.test.ts"] },
 ])
   results.push(await group(each));

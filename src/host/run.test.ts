@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import {
   chmodSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -121,6 +122,10 @@ describe("printed", () => {
       { kind: "write", path: "/run/wigglenet/x", content: "{}\n", mode: 0o644 },
       "install -D -m 0644 /dev/stdin /run/wigglenet/x <<'END'\n{}\nEND",
     ],
+    [
+      { kind: "copy", path: "/opt/cni/bin/ptp", from: "/usr/lib/cni/ptp", mode: 0o755 },
+      "install -m 0755 /usr/lib/cni/ptp /opt/cni/bin/ptp",
+    ],
     [{ kind: "symlink", path: "/etc/cni/x y", target: "/run/x" }, "ln -sfn /run/x '/etc/cni/x y'"],
     [
       { kind: "sysctl", path: "/proc/sys/net/ipv4/conf/x/rp_filter", value: "2" },
@@ -199,6 +204,22 @@ describe("files", () => {
       "644",
       ["file"],
     ]);
+  });
+
+  test("a copy replaces by rename, has its own mode, and half of one is not left", async () => {
+    for (const [name, content] of Object.entries({ from: "new", file: "old", "file.wigglenet-tmp": "half" }))
+      writeFileSync(at(name), content, { mode: 0o600 });
+    const { ino } = statSync(at("file"));
+    await perform([{ kind: "copy", path: at("file"), from: at("from"), mode: 0o755 }]);
+    expect([readFileSync(at("file"), "utf8"), mode("file"), statSync(at("file")).ino === ino]).toEqual([
+      "new",
+      "755",
+      false,
+    ]);
+    const into: Step = { kind: "copy", path: at("folder"), from: at("from"), mode: 0o755 };
+    mkdirSync(at("folder"));
+    await expect(perform([into])).rejects.toThrow();
+    expect(readdirSync(folder).sort()).toEqual(["file", "folder", "from"]);
   });
 
   // Container runtimes read every *.conf, *.conflist and *.json in the folder.

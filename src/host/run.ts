@@ -2,7 +2,7 @@
  * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
  * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
  */
-import { link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
+import { copyFile, link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 
 /** A process to run: argv, and what it reads on stdin. */
@@ -16,6 +16,8 @@ export type Step =
   | Command
   /** Written to a temporary file, synced, and renamed over `path`; `mode` as for chmod. */
   | { kind: "write"; path: string; content: string; mode: number }
+  /** A copy of the file `from`, as `write` writes; the folder of `path` is there. */
+  | { kind: "copy"; path: string; from: string; mode: number }
   /** A symbolic link at `path`, made anew by rename. */
   | { kind: "symlink"; path: string; target: string }
   /** A value written to an existing file under /proc/sys, in place. */
@@ -55,12 +57,21 @@ const timeLimit = 60_000;
  * memory: nft before 1.0 and wg open /dev/stdin, which a pipe that is a socket does not allow, and one that ends
  * without having read it all does no harm.
  */
-export async function execute({ argv, stdin }: Command): Promise<string> {
+export async function execute(command: Command): Promise<string> {
+  return (await run(command)).stdout;
+}
+
+/** What a program that is run without an argument says of itself, on stderr as the CNI plugins do. */
+export async function introduction(program: string): Promise<string> {
+  return (await run({ kind: "run", argv: [program] })).stderr;
+}
+
+async function run({ argv, stdin }: Command): Promise<{ stdout: string; stderr: string }> {
   const child = start(argv, stdin);
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
   const { exitCode } = child;
   if (exitCode !== 0) throw new CommandError(argv, { exitCode, stderr });
-  return stdout;
+  return { stdout, stderr };
 }
 
 function start(argv: string[], stdin: string | undefined) {
@@ -87,6 +98,9 @@ export async function perform(steps: readonly Step[]): Promise<void> {
         break;
       case "write":
         await writeAtomically(step.path, step.content, step.mode);
+        break;
+      case "copy":
+        await copyAtomically(step.from, step.path, step.mode);
         break;
       case "symlink":
         await mkdir(dirname(step.path), { recursive: true });
@@ -122,6 +136,8 @@ export function printStep(step: Step): string {
         : `${printable(step.argv)} <<'END'\n${step.stdin.trimEnd()}\nEND`;
     case "write":
       return `install -D -m ${step.mode.toString(8).padStart(4, "0")} /dev/stdin ${quoted(step.path)} <<'END'\n${step.content.trimEnd()}\nEND`;
+    case "copy":
+      return `install -m ${step.mode.toString(8).padStart(4, "0")} ${quoted(step.from)} ${quoted(step.path)}`;
     case "symlink":
       return `ln -sfn ${quoted(step.target)} ${quoted(step.path)}`;
     case "sysctl":
@@ -142,6 +158,26 @@ function argvOf(pieces: TemplateStringsArray, words: readonly Word[]): string[] 
 
 async function writeAtomically(path: string, content: string, mode: number): Promise<void> {
   await rename(await writeDraft(path, content, mode), path);
+  await syncDirectory(path);
+}
+
+async function copyAtomically(from: string, path: string, mode: number): Promise<void> {
+  const draft = temporary(path);
+  try {
+    await copyFile(from, draft);
+    const file = await open(draft, "r");
+    try {
+      await file.chmod(mode);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(draft, path);
+  } catch (error) {
+    // On a disk that is full it would be in the way.
+    await unlink(draft).catch(() => undefined);
+    throw error;
+  }
   await syncDirectory(path);
 }
 

@@ -9,6 +9,8 @@ export const kubernetesDir = `${cacheDir}/kubernetes-${kubernetesVersion}`;
 /** Built from its own module, whose dependencies are not those of Kubernetes. */
 export const helmVersion = "3.22.0";
 export const helm = `${cacheDir}/helm-${helmVersion}/helm`;
+/** Reads a bill of materials and says what is wrong with it. */
+export const spdxTools = `${cacheDir}/spdx-tools-0.8.3/bin/pyspdxtools`;
 export const repository = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
 
 /** A program of Kubernetes, etcd or cnitool. */

@@ -23,6 +23,8 @@ export interface ClusterOptions {
   nodes?: number;
   /** kube-proxy's mode, node by node. Default "nftables". */
   proxyModes?: ("nftables" | "iptables")[];
+  /** Whether the nodes have CNI plugins from the start. Default true. */
+  plugins?: boolean;
   say?: (line: string) => void;
 }
 
@@ -39,7 +41,7 @@ export class Cluster implements AsyncDisposable {
 
   /** Returns when every kubelet has registered its Node. */
   static async start(options: ClusterOptions = {}): Promise<Cluster> {
-    const { nodes: count = 3, proxyModes = [], say = () => {} } = options;
+    const { nodes: count = 3, proxyModes = [], plugins = true, say = () => {} } = options;
     await using parts = new AsyncDisposableStack();
     const images = async () => imageStore([...(await labImages()), await agentImage(say)]);
     say("starting etcd, API server, controller manager and scheduler; laying out images");
@@ -49,7 +51,7 @@ export class Cluster implements AsyncDisposable {
     const nodes = Array.from({ length: count }, (_, index) => {
       const addresses = { ipv4: `172.30.0.${11 + index}`, ipv6: `fd30::${11 + index}` };
       const proxyMode = proxyModes[index] ?? "nftables";
-      return new WholeNode(controlPlane, { name: `n${index + 1}`, addresses, store, proxyMode });
+      return new WholeNode(controlPlane, { name: `n${index + 1}`, addresses, store, proxyMode, plugins });
     });
     parts.defer(async () => void (await Promise.all(nodes.map((node) => node[Symbol.asyncDispose]()))));
     await Promise.all(nodes.map((node) => node.powerOn()));

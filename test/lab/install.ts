@@ -14,7 +14,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname } from "node:path";
-import { cacheDir, helm, helmVersion, kubernetesDir, kubernetesVersion, tool } from "./cache.ts";
+import { cacheDir, helm, helmVersion, kubernetesDir, kubernetesVersion, spdxTools, tool } from "./cache.ts";
 import { VM_PACKAGES } from "./vm.ts";
 
 /** What the lab's nodes, the control plane and the C programs need. */
@@ -42,7 +42,7 @@ const labPackages = [
   ],
   ...["ca-certificates", "bash", "systemd"],
 ];
-const imagePackages = ["buildah", "debootstrap", "catatonit"];
+const imagePackages = ["buildah", "debootstrap", "catatonit", "python3-venv"];
 
 /** Go's own, by the module proxy, where Debian's is too old. */
 const goVersion = "1.26.8";
@@ -157,7 +157,20 @@ export async function ensureHelm(): Promise<void> {
   renameSync(partial, dirname(helm));
 }
 
-async function goBuild(argv: string[], cwd: string, also: Record<string, string> = {}): Promise<void> {
+/** Python's reference implementation of SPDX, which tells whether a bill of materials is one. */
+async function ensureSpdxTools(): Promise<void> {
+  if (existsSync(spdxTools)) return;
+  say("SPDX tools");
+  const venv = dirname(dirname(spdxTools));
+  const pip = [`${venv}/bin/pip`, "install", "-q", "--disable-pip-version-check", "-r"];
+  for (const argv of [
+    ["/usr/bin/python3", "-m", "venv", venv],
+    [...pip, `${import.meta.dirname}/spdx-tools.txt`],
+  ])
+    if ((await Bun.spawn(argv, { stdin: "ignore" }).exited) !== 0) fail(`failed: ${argv.join(" ")}`);
+}
+
+export async function goBuild(argv: string[], cwd: string, also: Record<string, string> = {}): Promise<void> {
   const build = Bun.spawn(argv, {
     cwd,
     env: { ...process.env, CGO_ENABLED: "0", GOTOOLCHAIN: "local", GOFLAGS: "-buildvcs=false", ...also },
@@ -180,7 +193,7 @@ async function goBuild(argv: string[], cwd: string, also: Record<string, string>
 }
 
 /** A Go that is new enough for test/lab/kubernetes/go.mod: the machine's, else one from the module proxy. */
-async function findGo(): Promise<string> {
+export async function findGo(): Promise<string> {
   const needed = /^go (\S+)$/m.exec(readFileSync(`${import.meta.dirname}/kubernetes/go.mod`, "utf8"))![1]!;
   const places = [Bun.which("go"), "/usr/local/go/bin/go", ...debianGos()].filter(
     (go) => go && existsSync(go),
@@ -245,6 +258,7 @@ export async function install(): Promise<void> {
   if (!existsSync("/dev/net/tun")) fail("this machine has no /dev/net/tun, which userspace WireGuard needs");
   await ensureKubernetes();
   await ensureHelm();
+  await ensureSpdxTools();
   for (const program of ["enter", "place"] as const) tool(program);
 }
 

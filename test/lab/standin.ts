@@ -1,6 +1,7 @@
 /** Stand-ins for base images, made from Debian's packages. */
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { Architecture } from "../../deploy/tree.ts";
 import { $ } from "./buildah.ts";
 
 /** The Debian packages that distroless' own build puts into `base-nossl`. */
@@ -30,11 +31,11 @@ async function aptSources(): Promise<Sources> {
   return { main: await site(SUITE), security: await site(`${SUITE}-security`) };
 }
 
-/** Makes a base image from a tree in a tar file, under the name that the Dockerfile asks for. */
-async function imageFromTar(name: string, tar: string): Promise<void> {
+/** Makes a base image from a tree in a tar file. */
+async function imageFromTar(name: string, architecture: Architecture, tar: string): Promise<void> {
   const container = (await $`buildah from scratch`).stdout.trim();
   await $`buildah add -q ${container} ${tar} /`;
-  await $`buildah config --env ${`PATH=${PATH}`} --env SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt --label ${`${STAND_IN_LABEL}=stand-in`} --user 0 --workingdir / ${container}`;
+  await $`buildah config --arch ${architecture} --env ${`PATH=${PATH}`} --env SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt --label ${`${STAND_IN_LABEL}=stand-in`} --user 0 --workingdir / ${container}`;
   await $`buildah commit -q --rm --timestamp 0 ${container} ${name}`;
 }
 
@@ -54,15 +55,19 @@ async function debianSlim(work: string, sources: Sources): Promise<string> {
   return tar;
 }
 
-async function baseNossl(work: string): Promise<string> {
+async function baseNossl(work: string, architecture: Architecture): Promise<string> {
   const root = join(work, "base");
   const debs = join(work, "debs");
   await mkdir(join(root, "var/lib/dpkg/status.d"), { recursive: true });
   await mkdir(debs);
-  await $({ cwd: debs })`apt-get -qq -o APT::Sandbox::User=root download ${BASE_PACKAGES}`;
+  const apt = await aptFor(architecture, work);
+  await apt("update");
+  await apt("download", ...BASE_PACKAGES);
   for (const name of BASE_PACKAGES) {
+    const record = join(root, "var/lib/dpkg/status.d", name);
     await $({ cwd: debs })`dpkg-deb --fsys-tarfile ${name}_*.deb | tar -x -C ${root}`;
-    await $({ cwd: debs })`dpkg-deb -f ${name}_*.deb > ${join(root, "var/lib/dpkg/status.d", name)}`;
+    await $({ cwd: debs })`dpkg-deb -f ${name}_*.deb > ${record}`;
+    await $({ cwd: debs })`dpkg-deb --ctrl-tarfile ${name}_*.deb | tar -x -O ./md5sums > ${record}.md5sums`;
   }
   const certificates = join(root, "etc/ssl/certs/ca-certificates.crt");
   await $`mkdir -p ${join(root, "etc/ssl/certs")} && find ${join(root, "usr/share/ca-certificates")} -name '*.crt' | LC_ALL=C sort | xargs cat > ${certificates}`;
@@ -80,17 +85,37 @@ async function baseNossl(work: string): Promise<string> {
   return tar;
 }
 
+/** apt-get for another architecture than the machine's, with lists of its own; downloads into `work`/debs. */
+async function aptFor(architecture: Architecture, work: string) {
+  const state = join(work, "apt");
+  await mkdir(join(state, "lists/partial"), { recursive: true });
+  await mkdir(join(state, "cache/archives/partial"), { recursive: true });
+  await writeFile(join(state, "status"), "");
+  const options = [
+    `APT::Architecture=${architecture}`,
+    `APT::Architectures=${architecture}`,
+    "APT::Sandbox::User=root",
+    `Dir::State=${state}`,
+    `Dir::State::status=${state}/status`,
+    `Dir::Cache=${state}/cache`,
+  ].flatMap((option) => ["-o", option]);
+  return (...argv: string[]) => $({ cwd: join(work, "debs") })`apt-get -qq ${options} ${argv}`;
+}
+
 /**
- * Puts images made from Debian's packages under the base images' own names into buildah's storage
+ * Makes an image from Debian's packages in the place of a base image, in buildah's storage
  * (`CONTAINERS_STORAGE_CONF`), for machines that reach Debian's mirror and no registry.
  */
-export async function makeStandIn(name: string): Promise<void> {
+export async function makeStandIn(
+  name: string,
+  { base, architecture }: { base: string; architecture: Architecture },
+): Promise<void> {
   const work = await mkdtemp("/var/tmp/wigglenet-standin-");
   try {
-    const tar = name.includes("/distroless/")
-      ? await baseNossl(work)
+    const tar = base.includes("/distroless/")
+      ? await baseNossl(work, architecture)
       : await debianSlim(work, await aptSources());
-    await imageFromTar(name, tar);
+    await imageFromTar(name, architecture, tar);
   } finally {
     await rm(work, { recursive: true, force: true });
   }

@@ -6,6 +6,7 @@
 #   NETNS        path of the network namespace, already on the underlay
 #   CGROUP       cgroup of the node, relative to each hierarchy's root
 #   ADDRESSES    the node's addresses, comma-separated
+#   PLUGINS      directory of the CNI plugins, or empty: the node has none
 #   PROGRAMS     directory of kubelet and kube-proxy
 #   LOGS         directory for the services' logs
 #   PIDFILE      where to write PID 1's pid, as the machine sees it
@@ -55,7 +56,7 @@ mount_disk() {
     mount --bind "$DISK/real/$dir" "/$dir"
   done
   mkdir -p /opt/cni/bin
-  mount --bind /usr/lib/cni /opt/cni/bin
+  [ -z "$PLUGINS" ] || mount --bind "$PLUGINS" /opt/cni/bin
   mount -t tmpfs -o mode=755 tmpfs /run
   mkdir -p /run/lock /run/netns /var/log/pods /var/log/containers
 }

@@ -19,6 +19,8 @@ export interface WholeNodeOptions {
   store: string;
   /** Default "nftables". */
   proxyMode?: "nftables" | "iptables";
+  /** Whether /opt/cni/bin has the machine's plugins. Default true. */
+  plugins?: boolean;
 }
 
 export class WholeNode implements Host, AsyncDisposable {
@@ -87,6 +89,7 @@ export class WholeNode implements Host, AsyncDisposable {
         NETNS: `/proc/${network.pid}/ns/net`,
         CGROUP: this.#cgroup,
         ADDRESSES: Object.values(this.addresses).join(","),
+        PLUGINS: this.#options.plugins === false ? "" : "/usr/lib/cni",
         PROGRAMS: `${kubernetesDir}/bin`,
         LOGS: `${underlay.dir}/log`,
         PIDFILE: pidFile,
