@@ -92,14 +92,10 @@ async function releaseManifests(): Promise<void> {
   }
 }
 
+/** That for bare metal runs no image. */
 function withVersion(manifest: string): string {
   const image = AGENT_IMAGE.replace("docker.io/", "").replace(/:.*/, "");
-  const set = manifest.replace(
-    new RegExp(`(image: "?(?:docker.io/)?${image}):[^\\s"]+`, "g"),
-    `$1:v${version}`,
-  );
-  if (!set.includes(`${image}:v${version}`)) throw new Error(`no image ${image} in a manifest:\n${manifest}`);
-  return set;
+  return manifest.replace(new RegExp(`(image: "?(?:docker.io/)?${image}):[^\\s"]+`, "g"), `$1:v${version}`);
 }
 
 async function committedAt(): Promise<string> {

@@ -11,7 +11,7 @@ import { type Architecture, architectures } from "../deploy/tree.ts";
 import { type Unpacked, unpack } from "../deploy/unpack.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { cniPlugins } from "../src/host/plugins.ts";
-import { repository, spdxTools } from "./lab/cache.ts";
+import { helm, kubernetesVersion, repository, spdxTools } from "./lab/cache.ts";
 import { buildImage } from "./lab/image.ts";
 
 setDefaultTimeout(600_000);
@@ -93,12 +93,26 @@ test("every manifest runs this version's image", () => {
   const manifests = readdirSync(release).filter((name) => name.endsWith(".yaml"));
   expect(manifests).toContain("manifest.yaml");
   for (const name of manifests) {
-    const documents = parseAllDocuments(readFileSync(`${release}/${name}`, "utf8"));
-    const { spec } = documents.map((each) => each.toJS()).find((each) => each?.kind === "DaemonSet")
-      .spec.template;
-    for (const { image } of [...spec.containers, ...(spec.initContainers ?? [])])
+    const documents = parseAllDocuments(readFileSync(`${release}/${name}`, "utf8")).map((each) =>
+      each.toJS(),
+    );
+    const daemonSet = documents.find((each) => each?.kind === "DaemonSet");
+    expect(daemonSet === undefined).toBe(name === "manifest_bare_metal.yaml");
+    const { containers = [], initContainers = [] } = daemonSet?.spec.template.spec ?? {};
+    for (const { image } of [...containers, ...initContainers])
       expect(image.replace(/^docker\.io\//, "")).toBe(`wigglenet/wigglenet:v${version}`);
   }
+});
+
+test("the chart that is released is the one of this version", async () => {
+  const lines = (await sh`tar -xzOf ${release}/wigglenet-${version}.tgz wigglenet/Chart.yaml`).stdout.split(
+    "\n",
+  );
+  expect(lines).toContain(`version: ${version}`);
+  expect(lines).toContain(`appVersion: "${version}"`);
+  const rendered =
+    await sh`${helm} template wigglenet --kube-version ${kubernetesVersion} ${release}/wigglenet-${version}.tgz`;
+  expect(rendered.stdout).toContain(`wigglenet/wigglenet:v${version}`);
 });
 
 describe.each([...architectures])("the image for %s", (architecture) => {
