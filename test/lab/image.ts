@@ -39,7 +39,8 @@ export async function imageArchive(
   const archive = join(imageCache, `${prefix}${await contentHash(files)}.tar`);
   if (existsSync(archive)) return archive;
   const image = await buildImage(architecture, { say });
-  for (const file of await readdir(imageCache)) if (file.startsWith(prefix)) await rm(join(imageCache, file));
+  for (const file of await readdir(imageCache))
+    if (file.startsWith(prefix)) await rm(join(imageCache, file), { recursive: true, force: true });
   if (format === "docker") await exportArchive(image, archive, AGENT_IMAGE);
   else await exportLayout(image, archive);
   return archive;
