@@ -21,7 +21,6 @@ const listed = async () => (await node().$`ls -A ${folder}`).stdout.split("\n").
 test("an empty folder gets the plugins, and pods start with them", async () => {
   expect(await listed()).toEqual([]);
   await cluster.kubectl`apply -f deploy/manifest.yaml`;
-  await cluster.kubectl`-n kube-system patch daemonset wigglenet --type strategic -p ${JSON.stringify({ spec: { template: initContainer } })}`;
   await cluster.ready();
   expect((await listed()).sort()).toEqual(cniPlugins);
   const said = await log();
@@ -79,28 +78,6 @@ test.each([
   expect((await node().$`ls -A /run/full`).stdout).toBe("");
   await node().$`umount /run/full`;
 });
-
-/** As in deploy/manifest.yaml, under the same names. */
-const initContainer = {
-  spec: {
-    initContainers: [
-      {
-        name: "install-cni",
-        image: "wigglenet/wigglenet:v1.0.0",
-        imagePullPolicy: "IfNotPresent",
-        args: ["install-cni", "--target", `/host${folder}`],
-        securityContext: {
-          runAsUser: 0,
-          allowPrivilegeEscalation: false,
-          readOnlyRootFilesystem: true,
-          capabilities: { drop: ["ALL"] },
-        },
-        volumeMounts: [{ name: "cni-plugins", mountPath: `/host${folder}` }],
-      },
-    ],
-    volumes: [{ name: "cni-plugins", hostPath: { path: folder, type: "DirectoryOrCreate" } }],
-  },
-};
 
 async function agents(): Promise<PodObject[]> {
   const selector = encodeURIComponent("app.kubernetes.io/name=wigglenet");
