@@ -4,14 +4,14 @@ import { Agent } from "./agent.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config.ts";
 
-/** An agent that may look, but change nothing; to create the link takes as long as `created`. */
-function agentOf(nodes: { complete: boolean }, created: Promise<void>): Agent {
+/** An agent that may look, but change nothing. */
+function agentOf(nodes: { complete: boolean }, createLink: () => Promise<void>): Agent {
   const never = () => Promise.reject(new Error("nothing is to be changed"));
   const own = { metadata: { name: "n1" }, spec: { podCIDRs: ["10.244.1.0/24"] }, status: {} };
   return new Agent({
     config: readConfig({ NODE_NAME: "n1", WIGGLENET_IFACE_NAME: "no-such-link" }),
     nodes: { ...nodes, own, ownIsThere: true, others: new Map() } as unknown as ClusterNodes,
-    hands: { paper: false, perform: never, createLink: () => created, annotate: never },
+    hands: { paper: false, perform: never, createLink, annotate: never },
     publicKey: null,
     version: "1.0.0",
     reserved: [],
@@ -20,15 +20,19 @@ function agentOf(nodes: { complete: boolean }, created: Promise<void>): Agent {
 }
 
 test("a pass that hangs is told of after three minutes, what fails at once", async () => {
+  const asked = Promise.withResolvers<void>();
   const creating = Promise.withResolvers<void>();
   const stop = new AbortController();
-  const agent = agentOf({ complete: true }, creating.promise);
+  const agent = agentOf({ complete: true }, () => {
+    asked.resolve();
+    return creating.promise;
+  });
   const begin = performance.now();
   const running = agent.run(stop.signal);
-  await Bun.sleep(100);
+  await asked.promise;
   expect(agent.stuck()).toBeUndefined();
   expect(agent.stuck(begin + 170_000)).toBeUndefined();
-  expect(agent.stuck(begin + 182_000)).toBe("the loop has hung for 3 minutes in a pass (start)");
+  expect(agent.stuck(performance.now() + 181_000)).toBe("the loop has hung for 3 minutes in a pass (start)");
   expect(agent.unready()).toBe("not in sync yet");
   creating.reject(new Error("no link today"));
   while (agent.unready() === "not in sync yet") await Bun.sleep(5);
@@ -39,7 +43,7 @@ test("a pass that hangs is told of after three minutes, what fails at once", asy
 
 test("while the API server is not there an agent waits, which is no hanging", async () => {
   const stop = new AbortController();
-  const agent = agentOf({ complete: false }, Promise.resolve());
+  const agent = agentOf({ complete: false }, () => Promise.resolve());
   const running = agent.run(stop.signal);
   await Bun.sleep(50);
   expect(agent.stuck(performance.now() + 86_400_000)).toBeUndefined();
