@@ -44,6 +44,14 @@ const table: [document: string, words: string, use: Runner | typeof shown | ((te
   ],
   ["docs/migration.md", "$tables-restore", run("test/upgrade.test.ts", 'includes("-restore")')],
   ["docs/migration.md", "nft delete table", run("test/upgrade.test.ts", "migration.at(-1)")],
+  // A release makes the images' files by this, and builds from them by buildah: there is no buildx without a daemon.
+  ["docs/image.md", "npm run image-files", run("deploy/release.ts", "npm run --silent image-files")],
+  [
+    "docs/image.md",
+    "wigglenet install-cni",
+    run("deploy/chart/templates/daemonset.yaml", "args: [install-cni, --target"),
+  ],
+  ["docs/image.md", "npm run release", run("test/release.test.ts", "npm run --silent release -- --dry-run")],
   ["docs/bare-metal.md", "kubectl apply -f deploy/", wholeNodes("apply -f deploy")],
   ["docs/bare-metal.md", "kubectl create token", wholeNodes("create token")],
   ["docs/bare-metal.md", "openssl req", wholeNodes("openssl req")],
