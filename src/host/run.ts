@@ -82,6 +82,7 @@ function start(argv: string[], stdin: string | undefined) {
       stdout: "pipe",
       stderr: "pipe",
       timeout: timeLimit,
+      env: process.env,
     });
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
