@@ -75,7 +75,7 @@ test("made twice it is the same", async () => {
 test("the executable is the same wherever it is built", async () => {
   const elsewhere = join(dir, "elsewhere");
   mkdirSync(elsewhere);
-  await sh`cp -r src package.json tsconfig.json ${elsewhere} && cp -al node_modules ${elsewhere}/ || cp -r node_modules ${elsewhere}/`;
+  await sh`cp -r src deploy package.json tsconfig.json ${elsewhere} && cp -al node_modules ${elsewhere}/ || cp -r node_modules ${elsewhere}/`;
   await $({ quiet: true, cwd: elsewhere })`npm run --silent build`;
   await sh`cmp ${elsewhere}/dist/wigglenet ${release}/wigglenet-v${version}-linux-amd64`;
 });
