@@ -34,6 +34,9 @@ beforeAll(async () => {
   agents.set("a token bound to the Node", admin.withToken(await lab.nodes[0]!.renewToken()));
   agents.set("a token of a pod on the node", await ofPod("n1"));
   agents.set("a client certificate", await ofCertificate("/O=wigglenet:nodes/CN=wigglenet:node:n1"));
+  // From then on nothing but these tests changes a Node.
+  for (const name of ["n1", "n2"])
+    await until(`${name} to have its pod CIDRs`, async () => (await admin.node(name)).spec?.podCIDRs);
   // The API server puts a new policy into force within a second or so.
   const other = agents.get("a token bound to the Node")!;
   await until("the policy to be in force", async () =>

@@ -1,0 +1,63 @@
+/**
+ * The firewall of a cluster of many nodes in the network namespace that this runs in: by the agent's own steps, and the
+ * same content by the bare programs. Prints what test/scale.test.ts reads: `Scale` as JSON.
+ */
+import { type Backend, diffFirewall, observeFirewall, removeFirewall } from "../../src/host/firewall.ts";
+import { perform } from "../../src/host/run.ts";
+import { type Desired, plan } from "../../src/plan/desired.ts";
+import { input, node } from "../../src/plan/fixtures/input.ts";
+
+export interface Scale {
+  /** Milliseconds of each round: what is there, what is wanted, the difference, the programs that write it. */
+  sync: number[];
+  /** Of the programs alone. */
+  bare: number[];
+  /** What the programs read for one node more, line by line. */
+  oneMore: string[];
+}
+
+const [, , backend = "nftables", count = "5000", rounds = "5"] = Bun.argv;
+
+function desired(nodes: number): Desired["firewall"] {
+  const records = Array.from({ length: nodes }, (_, index) => {
+    const [high, low] = [index >> 8, index & 255];
+    const addresses = [`172.16.${high}.${low}`, `2001:db8:1::${index.toString(16)}`];
+    return node(index, {
+      podCidrs: [
+        `10.${64 + high}.${low}.0/24`,
+        `fd00:2:${(high + 1).toString(16)}:${(low + 1).toString(16)}::/64`,
+      ],
+      addresses,
+      endpoints: addresses,
+    });
+  });
+  return plan(input({ nodes: records })).firewall;
+}
+
+async function sync(firewall: Desired["firewall"]) {
+  const from = performance.now();
+  const observed = await observeFirewall(backend as Backend);
+  const commands = diffFirewall(backend as Backend, firewall, observed);
+  await perform(commands);
+  return { took: performance.now() - from, commands };
+}
+
+async function clear(): Promise<void> {
+  await perform(removeFirewall(await observeFirewall(backend as Backend)));
+}
+
+const all = desired(Number(count));
+const scale: Scale = { sync: [], bare: [], oneMore: [] };
+await sync(all); // to have code, kernel modules and caches warm
+for (let round = 0; round < Number(rounds); round += 1) {
+  await clear();
+  const { took, commands } = await sync(all);
+  scale.sync.push(took);
+  await clear();
+  const from = performance.now();
+  await perform(commands);
+  scale.bare.push(performance.now() - from);
+}
+const more = await sync(desired(Number(count) + 1));
+scale.oneMore = more.commands.flatMap(({ stdin }) => stdin?.trim().split("\n") ?? []);
+console.log(JSON.stringify(scale));
