@@ -29,7 +29,7 @@ await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
 const lightNodes = [...new Bun.Glob("test/**/*.test.ts").scanSync()]
-  .filter((file) => !/^test\/(vm|wholenode|demo|release|churn)/.test(file))
+  .filter((file) => !/^test\/(vm|wholenode|demo|release|scale|churn)/.test(file))
   .sort();
 
 // Side by side only where one waits most of its time: each of the others fills the machine's two cores by itself.
@@ -41,7 +41,7 @@ for (const sideBySide of [
     { name: "churn", files: ["test/churn.test.ts"] },
   ],
   [{ name: "whole nodes", files: ["test/wholenode", "test/demo"] }],
-  [{ name: "release", files: ["test/release.test.ts"] }],
+  [{ name: "release, scale", files: ["test/release.test.ts", "test/scale.test.ts"] }],
   [{ name: "virtual machines", files: ["test/vm.test.ts"] }],
 ])
   results.push(...(await Promise.all(sideBySide.map(group))));
