@@ -28,17 +28,24 @@ export class CertificateError extends Error {
   }
 }
 
-/** Reads the files; throws a `CertificateError` for the first that is none, or if key and certificate differ. */
+/** Reads the files; throws a `CertificateError` for the first that is none. */
 export function readCertificate(files: CertificateFiles): Certificate {
   const cert = read("cert", files.cert);
-  const leaf = parsed("cert", () => new X509Certificate(cert), "is no certificate in PEM");
+  parsed("cert", () => new X509Certificate(cert), "is no certificate in PEM");
   const key = read("key", files.key);
-  const own = parsed("key", () => createPrivateKey(key), "is no private key in PEM");
-  if (!leaf.checkPrivateKey(own)) throw new CertificateError("key", "is not the key of the certificate");
+  parsed("key", () => createPrivateKey(key), "is no private key in PEM");
   if (files.clientCa === undefined) return { cert, key };
   const ca = read("clientCa", files.clientCa);
   parsed("clientCa", () => new X509Certificate(ca), "is no certificate in PEM");
   return { cert, key, ca, requestCert: true, rejectUnauthorized: true };
+}
+
+/** The same, if key and certificate fit: of files that are being renewed they do not for a moment. */
+export function readFittingCertificate(files: CertificateFiles): Certificate {
+  const certificate = readCertificate(files);
+  if (!new X509Certificate(certificate.cert).checkPrivateKey(createPrivateKey(certificate.key)))
+    throw new CertificateError("key", `${files.key} is not the key of the certificate ${files.cert}`);
+  return certificate;
 }
 
 function read(file: keyof CertificateFiles, path: string): string {

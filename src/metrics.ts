@@ -54,8 +54,15 @@ const lastHandshake = new Gauge({
   help: "When the tunnel last shook hands with any peer, in seconds since 1970; 0 if it has not.",
 });
 
-/** Looks at the tunnel, which others may have changed: the values are as old as the question. */
+let look: { at: number; done: Promise<void> } | undefined;
+
+/** Looks at the tunnel, which others may have changed. Whoever asks within a second shares one look: it is a process. */
 export async function observeHandshakes(link: string, now: number): Promise<void> {
+  if (look === undefined || now - look.at >= 1) look = { at: now, done: observeOnce(link, now) };
+  await look.done;
+}
+
+async function observeOnce(link: string, now: number): Promise<void> {
   const tunnel = await observeTunnel(link).catch(() => undefined);
   const handshakes = [...(tunnel?.peers.values() ?? [])].map((peer) => peer.latestHandshake);
   peersConnected.set(handshakes.filter((at) => at > 0 && now - at <= handshakeLimit).length);

@@ -2,7 +2,7 @@
 import type { Logger } from "pino";
 import { register } from "prom-client";
 import type { Agent } from "./agent.ts";
-import { type Certificate, type CertificateFiles, readCertificate } from "./certificate.ts";
+import { type Certificate, type CertificateFiles, readFittingCertificate } from "./certificate.ts";
 import { inSync, observeHandshakes } from "./metrics.ts";
 
 /** Where to listen. */
@@ -22,7 +22,7 @@ export interface MetricsSettings {
 
 type Routes = Record<string, () => Response | Promise<Response>>;
 
-/** Milliseconds between two looks at the certificate's files. */
+/** Milliseconds between two looks at the certificate's files, or two attempts to listen. */
 const renewalCheck = 3_000;
 
 /** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be. */
@@ -52,34 +52,40 @@ export function serveMetrics(
       return new Response(await register.metrics(), { headers: { "content-type": register.contentType } });
     },
   };
-  let certificate = files && readCertificate(files);
-  let server = listen(address, routes, certificate);
-  if (files === undefined) return;
-  const renew = () => {
-    const renewed = readCertificate(files);
-    if (Bun.deepEquals(renewed, certificate)) return;
+  let server: Bun.Server<undefined> | undefined;
+  let certificate: Certificate | undefined;
+  const serve = () => {
+    const current = files && readFittingCertificate(files);
+    if (server && Bun.deepEquals(current, certificate)) return;
     // Bun cannot change the certificate of a server. Connections that are open go on with the old one.
-    void server.stop();
-    server = listen(address, routes, renewed);
-    certificate = renewed;
-    log.info({ file: files.cert }, "the metrics endpoint has a new certificate");
+    const renewed = server !== undefined;
+    void server?.stop();
+    server = undefined;
+    server = listen(address, routes, current);
+    certificate = current;
+    if (renewed) log.info({ file: files?.cert }, "the metrics endpoint has a new certificate");
   };
+  // Neither a port that is taken nor files that do not fit (as for a moment when they are renewed one after the other)
+  // are a reason to leave the node's network alone.
   let reported = "";
-  setInterval(() => {
+  const attempt = () => {
     try {
-      renew();
+      serve();
       reported = "";
     } catch (error) {
-      // Files that are renewed one after the other do not fit for a moment.
       const { message } = error as Error;
       if (message !== reported)
         log.warn(
           { ...files, error: message },
-          "the renewed certificate cannot be used yet: the old one stays",
+          server
+            ? "the renewed certificate cannot be used yet: the old one stays"
+            : "metrics cannot be answered; it is tried again",
         );
       reported = message;
     }
-  }, renewalCheck).unref();
+  };
+  attempt();
+  setInterval(attempt, renewalCheck).unref();
 }
 
 function listen(address: BindAddress, routes: Routes, tls?: Certificate): Bun.Server<undefined> {

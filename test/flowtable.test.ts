@@ -256,6 +256,15 @@ if (offers)
       expect((await stream.stop()).lost).toBe(0);
     }, 60_000);
 
+    test("more links than one message to the kernel holds", async () => {
+      const more = Array.from({ length: 300 }, (_, index) => `veth-${index}`);
+      await n1.namespace.ip(...more.map((name) => `link add ${name} type dummy`));
+      await restart(n1, {});
+      expect(await devices(n1)).toEqual(expect.arrayContaining(more));
+      await n1.namespace.ip(...more.map((name) => `link delete ${name}`));
+      await until("them to be gone", async () => (await devices(n1)).length === 5, { timeout: 30_000 });
+    }, 120_000);
+
     test.each([
       "nft 'delete flowtable inet wigglenet fastpath { hook ingress priority 0; devices = { eth0 }; }'",
       "nft delete table inet wigglenet",

@@ -18,8 +18,10 @@ afterAll(() => cluster[Symbol.asyncDispose]());
 const node = () => cluster.node("n1");
 const listed = async () => (await node().$`ls -A ${folder}`).stdout.split("\n").filter((name) => name !== "");
 
-test("an empty folder gets the plugins, and pods start with them", async () => {
+test("an empty folder, and be it another user's, gets the plugins, and pods start with them", async () => {
   expect(await listed()).toEqual([]);
+  // As the plugins' own archive leaves it.
+  await node().$`chown 1001:127 ${folder}`;
   await cluster.kubectl`apply -f deploy/manifest.yaml`;
   await cluster.ready();
   expect((await listed()).sort()).toEqual(cniPlugins);

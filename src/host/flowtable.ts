@@ -36,8 +36,8 @@ export function parseDevices(output: string): string[] {
   return nftables.flatMap(({ flowtable }) => flowtable?.dev ?? []);
 }
 
-// What one message to the kernel may hold.
-const most = 256;
+// A message to the kernel may hold 255 (6.1), and what it tells of half as many fits into a page.
+const most = 128;
 
 /** One transaction, or none. Flows stay where they are: of a link that is not in it they take the long way. */
 export function diffDevices(desired: readonly string[], present: readonly string[]): Command[] {

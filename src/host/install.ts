@@ -20,7 +20,6 @@ export const executablePath = "/usr/local/bin/wigglenet";
 export const environmentPath = "/etc/wigglenet/wigglenet.env";
 const service = "wigglenet.service";
 const unitPath = `/etc/systemd/system/${service}`;
-const cniFolder = "/etc/cni/net.d";
 
 type Environment = Record<string, string | undefined>;
 
@@ -29,8 +28,6 @@ export interface Installed {
   executable: "none" | "another" | "this";
   unit: string | undefined;
   environment: string | undefined;
-  /** The unit may write there, so it has to be there. */
-  cniFolder: boolean;
   /** Of `systemctl show`. */
   enabled: boolean;
   active: boolean;
@@ -54,7 +51,6 @@ export function planInstall(wanted: { self: string; environment: string }, insta
     ...(installed.unit === unit
       ? []
       : [{ kind: "write" as const, path: unitPath, content: unit, mode: 0o644 }]),
-    ...(installed.cniFolder ? [] : [command`install -d -m 0755 ${cniFolder}`]),
     ...(installed.unit === unit && !installed.stale ? [] : [command`systemctl daemon-reload`]),
     ...(installed.enabled ? [] : [command`systemctl enable ${service}`]),
   ];
@@ -212,7 +208,6 @@ async function observe(): Promise<Installed> {
     executable,
     unit,
     environment,
-    cniFolder: existsSync(cniFolder),
     enabled: property("UnitFileState") === "enabled",
     active: property("ActiveState") === "active",
     stale: property("NeedDaemonReload") === "yes",

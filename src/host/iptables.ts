@@ -280,7 +280,11 @@ async function answer(output: Promise<string>): Promise<string | "absent" | "no 
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;
     // Without the program, or its part of the kernel, there is nothing of ours; what needs them fails at the change.
-    if (/No chain|does not exist|Couldn't load target|cannot start|Cannot open session/.test(error.stderr))
+    if (
+      /No chain|does not exist|Couldn't load target|cannot start|Cannot open session|Address family not supported/.test(
+        error.stderr,
+      )
+    )
       return "absent";
     if (/Bad rule/.test(error.stderr)) return "no rule";
     if (/Can't open socket to ipset/.test(error.stderr))

@@ -86,10 +86,16 @@ export async function installPlugins(
       for (const step of steps) console.log(printStep(step));
       continue;
     }
-    await perform(steps).catch((error: NodeJS.ErrnoException) => {
-      throw new Error(`cannot install ${plugin.name} into ${target}: ${whyNot(error)}`);
-    });
     const { name, offered, present } = plugin;
+    try {
+      await perform(steps);
+    } catch (error) {
+      const message = `cannot install ${name} into ${target}: ${whyNot(error as NodeJS.ErrnoException)}`;
+      if (present === undefined) throw new Error(message);
+      // An older one has done so far.
+      log.warn({ plugin: name, target, version: offered, found: present }, message);
+      continue;
+    }
     const verdict = compare(plugin);
     const facts = { plugin: name, target, version: offered, ...(present ? { found: present } : {}) };
     log[verdict === "unknown" ? "warn" : "info"](facts, said[verdict]);
