@@ -107,11 +107,11 @@ test(
         annotations: { "wigglenet/public-key": "x", "wigglenet/node-ips": "[]" },
       },
     });
-    const values = await until("the malformed node to be counted", async () => {
+    const values = await until("the malformed node and the handshake to be counted", async () => {
       const values = await metrics();
       // The controller manager gives it pod CIDRs as well.
       const counted = values.wigglenet_nodes_with_problems === 1 && values.wigglenet_pod_cidrs_total === 6;
-      return counted && values;
+      return counted && values.wigglenet_peers_connected === 1 && values;
     });
     const { version } = (await import("../package.json")).default;
     expect(values).toMatchObject({
