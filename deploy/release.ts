@@ -10,7 +10,7 @@ import { parseArgs } from "node:util";
 import { $ } from "zx";
 import packageJson from "../package.json" with { type: "json" };
 import { repository } from "../test/lab/cache.ts";
-import { AGENT_IMAGE, imageArchive } from "../test/lab/image.ts";
+import { AGENT_IMAGE, imageArchive, sameBytes } from "../test/lab/image.ts";
 import { ensurePackages } from "../test/lab/install.ts";
 import { billOfMaterials } from "./materials.ts";
 import { type Architecture, architectures, executables } from "./tree.ts";
@@ -78,15 +78,7 @@ async function releaseManifests(): Promise<void> {
     const text = readFileSync(meta, "utf8").replace(/^version:.*$/m, `version: ${version}`);
     await writeFile(meta, text.replace(/^appVersion:.*$/m, `appVersion: "${version}"`));
     // `helm package` would write the time into it
-    const flags = [
-      "--sort=name",
-      "--mtime=@0",
-      "--mode=u=rwX,go=rX",
-      "--owner=0",
-      "--group=0",
-      "--numeric-owner",
-    ];
-    await quiet`tar ${flags} -C ${work} -c wigglenet | gzip -n9 > ${releaseDirectory}/wigglenet-${version}.tgz`;
+    await quiet`tar ${sameBytes} -C ${work} -c wigglenet | gzip -n9 > ${releaseDirectory}/wigglenet-${version}.tgz`;
   } finally {
     await rm(work, { recursive: true });
   }

@@ -1,30 +1,14 @@
 import { describe, expect, test } from "bun:test";
-import { type FirewallInput, firewall } from "../plan/firewall.ts";
+import { accepting, type Tweak, text, wanted, wantedSets } from "./fixtures/iptables.ts";
 import {
-  acceptingChains,
   type Chain,
-  chains,
   diffChains,
   diffSets,
   type ObservedChains,
   type ObservedSets,
-  sets,
   settledChains,
 } from "./iptables.ts";
-import { loaded } from "./recorded/loaded.ts";
 import type { Command } from "./run.ts";
-
-type Tweak = Partial<FirewallInput>;
-const wanted = (tweak: Tweak = {}) => chains(firewall(loaded(tweak)));
-const accepting = (tweak: Tweak = {}) => acceptingChains(firewall(loaded(tweak)));
-const wantedSets = (tweak: Tweak = {}) => sets(firewall(loaded(tweak)));
-
-/** What is read by which program, without the rules' fingerprints. */
-function text(commands: readonly Command[]): string {
-  return commands
-    .map(({ argv, stdin }) => `${argv.join(" ")}\n${stdin?.replaceAll(/-m comment --comment \S+ /g, "")}`)
-    .join("");
-}
 
 /** The same, line by line, of one program. */
 function lines(commands: readonly Command[]): string[] {

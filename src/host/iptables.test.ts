@@ -1,8 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { type FirewallInput, firewall } from "../plan/firewall.ts";
+import { accepting, text, wanted, wantedSets } from "./fixtures/iptables.ts";
 import {
-  acceptingChains,
-  chains,
   diffChains,
   diffSets,
   type ObservedSets,
@@ -10,27 +8,12 @@ import {
   observeSets,
   parseChain,
   parseSets,
-  sets,
   settledChains,
   variants,
 } from "./iptables.ts";
 import listedSet from "./recorded/ipset-remote-ipv4.txt";
 import listedLegacy from "./recorded/iptables-legacy-filter.txt";
 import listedNft from "./recorded/iptables-nft-filter.txt";
-import { loaded } from "./recorded/loaded.ts";
-import type { Command } from "./run.ts";
-
-type Tweak = Partial<FirewallInput>;
-const wanted = (tweak: Tweak = {}) => chains(firewall(loaded(tweak)));
-const accepting = (tweak: Tweak = {}) => acceptingChains(firewall(loaded(tweak)));
-const wantedSets = (tweak: Tweak = {}) => sets(firewall(loaded(tweak)));
-
-/** What is read by which program, without the rules' fingerprints. */
-function text(commands: readonly Command[]): string {
-  return commands
-    .map(({ argv, stdin }) => `${argv.join(" ")}\n${stdin?.replaceAll(/-m comment --comment \S+ /g, "")}`)
-    .join("");
-}
 
 describe("from nothing", () => {
   test("IPv4", () => {

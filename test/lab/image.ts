@@ -70,6 +70,16 @@ async function idOf(name: string): Promise<string | undefined> {
   return stdout.trim().replace("sha256:", "") || undefined;
 }
 
+/** For `tar`, so that the same files make the same archive. */
+export const sameBytes = [
+  "--sort=name",
+  "--mtime=@0",
+  "--mode=u=rwX,go=rX",
+  "--owner=0",
+  "--group=0",
+  "--numeric-owner",
+];
+
 /** Writes an image of the storage into a file that appears under its name only when it is complete. */
 export async function exportArchive(image: string, archive: string, name = image): Promise<void> {
   const partial = `${archive}.${process.pid}`;
@@ -86,15 +96,7 @@ async function exportLayout(image: string, archive: string): Promise<void> {
   const index = JSON.parse(await readFile(join(dir, "index.json"), "utf8"));
   index.manifests[0].annotations["io.containerd.image.name"] = AGENT_IMAGE;
   await writeFile(join(dir, "index.json"), JSON.stringify(index));
-  const flags = [
-    "--sort=name",
-    "--mtime=@0",
-    "--mode=u=rwX,go=rX",
-    "--owner=0",
-    "--group=0",
-    "--numeric-owner",
-  ];
-  await $`tar ${flags} -C ${dir} -cf ${archive}.partial .`;
+  await $`tar ${sameBytes} -C ${dir} -cf ${archive}.partial .`;
   await rm(dir, { recursive: true });
   await rename(`${archive}.partial`, archive);
 }
