@@ -3,6 +3,7 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { $ as zx } from "zx";
 import { Api } from "./api.ts";
 import { kubernetes, tool } from "./cache.ts";
+import { kernelHasIpv6 } from "./namespace.ts";
 import { kubeconfig, Pki } from "./pki.ts";
 import { type Service, until } from "./process.ts";
 import { type Families, pick, routerAddresses, Underlay } from "./underlay.ts";
@@ -139,7 +140,15 @@ export class ControlPlane implements AsyncDisposable {
     const forward = () =>
       underlay.router.start(
         "forward",
-        [tool("enter"), "forward", "::", "6443", String(process.pid), access.host, String(access.port)],
+        [
+          tool("enter"),
+          "forward",
+          kernelHasIpv6 ? "::" : "0.0.0.0",
+          "6443",
+          String(process.pid),
+          access.host,
+          String(access.port),
+        ],
         `${underlay.dir}/log/forward.log`,
       );
     const controlPlane = new ControlPlane(underlay, access, forward);

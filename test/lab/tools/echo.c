@@ -46,6 +46,7 @@ int serve(int port) {
   setsockopt(tcp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
   setsockopt(udp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
   setsockopt(udp, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
+  if (any.sin6_family == AF_INET) setsockopt(udp, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
   // A packet that waits here on a busy machine is not one that the network lost.
   setsockopt(udp, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof large);
   if (servers == 16 || bind(tcp, (void *)&any, sizeof any) || listen(tcp, 128) || bind(udp, (void *)&any, sizeof any)) {
@@ -72,6 +73,8 @@ static int answer_datagram(int fd) {
     if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
       struct in6_pktinfo *info = (void *)CMSG_DATA(c);
       if (!IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr)) info->ipi6_ifindex = 0;
+    } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO && from.sin6_family == AF_INET) {
+      ((struct in_pktinfo *)CMSG_DATA(c))->ipi_ifindex = 0;
     }
   data.iov_len = n;
   sendmsg(fd, &m, 0);
