@@ -21,6 +21,7 @@ beforeAll(async () => {
   lab = await Lab.start({ nodes });
   [told, looking] = lab.nodes as [LightNode, LightNode];
   await Promise.all(lab.nodes.map((node) => node.pod("p")));
+  await lab.greeted();
   await lab.shakeHands();
 }, 60_000);
 afterAll(() => lab[Symbol.asyncDispose]());

@@ -23,11 +23,7 @@ beforeAll(async () => {
   lab = await Lab.start({ nodes: 3 });
   nodes = lab.nodes as typeof nodes;
   pods = (await Promise.all(nodes.map((node) => node.pod("p")))) as typeof pods;
-  // For a moment a new tunnel has keepalives.
-  for (const node of nodes)
-    await until(`${node.name} to have greeted its peers`, () =>
-      node.agentLog().some((line) => line.msg === "peers greeted"),
-    );
+  await lab.greeted();
   await lab.shakeHands();
 }, 60_000 * patience);
 afterAll(() => lab[Symbol.asyncDispose]());

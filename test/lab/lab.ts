@@ -175,6 +175,14 @@ export class Lab implements AsyncDisposable {
         );
   }
 
+  /** Waits until the agents have greeted the peers of their new tunnels: until then those get a keepalive. */
+  async greeted(): Promise<void> {
+    for (const node of this.nodes)
+      await until(`${node.name} to have greeted its peers`, () =>
+        node.agentLog().some((line) => line.msg === "peers greeted"),
+      );
+  }
+
   /** A steady stream of numbered packets there and back, 50 a second. It flows when this returns. */
   async probe(from: Host, to: Host, options: ProbeOptions = {}): Promise<Stream> {
     const address = addressOf(to, options.family ?? familiesOf(from, to)[0]);
