@@ -42,6 +42,7 @@ beforeAll(async () => {
   // A wireguard-go that is a service ends with its link; one that the agent starts, the agent starts again.
   lab = await Lab.start({ nodes, wireguard: "child" });
   await Promise.all(lab.nodes.map((node) => node.pod("p")));
+  await lab.greeted();
   await lab.shakeHands();
   const [first, second, third] = lab.nodes as [LightNode, LightNode, LightNode];
   told = await scene(first, second);
