@@ -107,6 +107,7 @@ describe("on a node", () => {
     lab = await Lab.start({ nodes: 2 });
     [n1, n2] = lab.nodes as [LightNode, LightNode];
     [p1, p2] = await Promise.all([n1.pod("p"), n2.pod("p")]);
+    await lab.greeted();
     await lab.shakeHands();
   }, 60_000);
   afterAll(() => lab?.[Symbol.asyncDispose]());

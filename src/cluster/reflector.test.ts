@@ -8,9 +8,9 @@ test.each<[failures: number, least: number, most: number]>([
   [1, 125, 250],
   [2, 250, 500],
   [3, 500, 1_000],
-  [7, 8_000, 16_000],
-  [8, 15_000, 30_000],
-  [1_000, 15_000, 30_000],
+  [6, 4_000, 8_000],
+  [7, 7_500, 15_000],
+  [1_000, 7_500, 15_000],
 ])("after %p failures in a row: %p to %p ms", (failures, least, most) => {
   expect([backoff(failures, 0), backoff(failures, 1)]).toEqual([least, most]);
 });

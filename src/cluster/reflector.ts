@@ -100,9 +100,9 @@ export async function follow<T extends ApiObject>(
   }
 }
 
-/** Milliseconds to wait after the n-th failure in a row: doubling to 30 s, of which a random half is left out. */
+/** Milliseconds to wait after the n-th failure in a row: doubling to 15 s, of which a random half is left out. */
 export function backoff(failures: number, random: number): number {
-  const whole = Math.min(30_000, 250 * 2 ** Math.min(failures - 1, 10));
+  const whole = Math.min(15_000, 250 * 2 ** Math.min(failures - 1, 10));
   return Math.round(whole / 2 + (whole / 2) * random);
 }
 

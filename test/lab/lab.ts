@@ -170,7 +170,7 @@ export class Lab implements AsyncDisposable {
         await until(
           `${from.name} and ${to.name} to shake hands`,
           async () => (await this.reach(from, to, { timeout: 6000 })).ok,
-          // An agent that missed the API server for long asks for it again within 30 s.
+          // An agent that missed the API server for long asks for it again within 15 s.
           { timeout: 45_000 },
         );
   }
