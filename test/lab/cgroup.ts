@@ -59,17 +59,17 @@ export async function sweepCgroups(labs: string): Promise<void> {
 }
 
 async function removeTree(dir: string): Promise<boolean> {
-  if (!existsSync(dir)) return true;
-  const entries = await readdir(dir, { withFileTypes: true });
-  for (const entry of entries)
-    if (entry.isDirectory() && !(await removeTree(join(dir, entry.name)))) return false;
-  return await rmdir(dir).then(
-    () => true,
-    (error: NodeJS.ErrnoException) => {
-      // a process is there, or another run is faster
-      if (["EBUSY", "ENOTEMPTY"].includes(error.code ?? "")) return false;
-      if (error.code === "ENOENT") return true;
-      throw error;
-    },
-  );
+  try {
+    for (const entry of await readdir(dir, { withFileTypes: true }))
+      if (entry.isDirectory() && !(await removeTree(join(dir, entry.name)))) return false;
+    await rmdir(dir);
+    return true;
+  } catch (error) {
+    const { code = "" } = error as NodeJS.ErrnoException;
+    // a process is there
+    if (["EBUSY", "ENOTEMPTY"].includes(code)) return false;
+    // another run is faster, or another node of this one
+    if (code === "ENOENT") return true;
+    throw error;
+  }
 }
