@@ -3,7 +3,7 @@
  * kernel has no flow tables (the virtual machine's has) the agent says so, and the node works without.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { refusal } from "../src/host/flowtable.ts";
+import { parseDevices, refusal } from "../src/host/flowtable.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Addresses, Host } from "./lab/namespace.ts";
@@ -100,8 +100,7 @@ if (offers)
       `udp ${from.addresses[family]} ${to.addresses[family]}`;
 
     const devices = async (node: LightNode): Promise<string[]> => {
-      const { stdout } = await node.$({ nothrow: true })`nft -j list flowtable inet wigglenet fastpath`;
-      return stdout === "" ? [] : [JSON.parse(stdout).nftables[1].flowtable.dev ?? []].flat().sort();
+      return parseDevices((await node.$`nft -j list flowtables`).stdout).sort();
     };
 
     /** The host's side of pods' links. */

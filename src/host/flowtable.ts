@@ -27,13 +27,25 @@ export async function refusal(): Promise<string | undefined> {
 }
 
 export async function observeDevices(): Promise<string[]> {
-  return parseDevices(await $`nft -j list flowtable inet wigglenet ${name}`);
+  // Asked for alone, one of more than 255 links is not found (kernel 6.1, nft 1.0.6).
+  return parseDevices(await $`nft -j list flowtables`);
 }
 
-/** Parses `nft -j list flowtable`. A link that is deleted leaves the flow table by itself. */
+interface NftFlowtableEntry {
+  family: string;
+  table: string;
+  name: string;
+  dev?: string | string[];
+}
+
+/** Parses `nft -j list flowtables`: the links of ours. One that is deleted leaves the flow table by itself. */
 export function parseDevices(output: string): string[] {
-  const { nftables } = JSON.parse(output) as { nftables: { flowtable?: { dev?: string | string[] } }[] };
-  return nftables.flatMap(({ flowtable }) => flowtable?.dev ?? []);
+  const { nftables } = JSON.parse(output) as { nftables: { flowtable?: NftFlowtableEntry }[] };
+  return nftables.flatMap(({ flowtable }) =>
+    flowtable && on === `${flowtable.family} ${flowtable.table} ${flowtable.name}`
+      ? (flowtable.dev ?? [])
+      : [],
+  );
 }
 
 // A message to the kernel may hold 255 (6.1), and what it tells of half as many fits into a page.
