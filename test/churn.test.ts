@@ -135,11 +135,11 @@ test(
       async () => (await lab.nodes[2]!.object()).metadata.annotations?.["wigglenet/public-key"],
     );
     await node.startAgent();
-    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    await node.inSync();
     await until("the state to be what it was", async () => Bun.deepEquals(await state(node), before));
     await node.killAgent();
     await node.startAgent();
-    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    await node.inSync();
     expect(changes(node)).toEqual([]);
     expect(await state(node)).toEqual(before);
     expect(await running.lost()).toEqual([]);

@@ -110,9 +110,7 @@ function told(node: LightNode, fake: string): { level?: unknown; problems?: unkn
 async function restart(nodes: LightNode[]): Promise<void> {
   await Promise.all(nodes.map((node) => node.stopAgent()));
   await Promise.all(nodes.map((node) => node.startAgent()));
-  await Promise.all(
-    nodes.map((node) => until("in sync", () => node.agentLog().some(({ msg }) => msg === "in sync"))),
-  );
+  await Promise.all(nodes.map((node) => node.inSync()));
 }
 
 /** Both fake Nodes claim the same; what each agent logs of it, once it has. */

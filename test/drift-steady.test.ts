@@ -92,7 +92,7 @@ test("an endpoint that moved stays while its peer is heard of, also across a res
   expect(await endpointOf(looking, key)).toBe(roamed);
   await looking.stopAgent();
   await looking.startAgent();
-  await synced(looking);
+  await looking.inSync();
   expect(await endpointOf(looking, key)).toBe(roamed);
   expect(await lab.unreached([...lab.nodes.map((node) => node.pods.get("p")!)])).toEqual([]);
   await looking.$`wg set wigglenet peer ${key} endpoint ${before!}`;
@@ -119,9 +119,6 @@ test("an endpoint of a peer that is not heard of is set right", async () => {
   await lab.controlPlane.api.remove("/api/v1/nodes/silent");
   await until("it to go", async () => (await endpointOf(looking, key)) === undefined);
 });
-
-const synced = (node: LightNode) =>
-  until("the agent to be in sync", () => node.agentLog().some(({ msg }) => msg === "in sync"));
 
 /** Lines of a monitor between two marks that are made in its sight. */
 class Watch {
@@ -177,7 +174,7 @@ test.each(["SIGTERM", "SIGKILL"] as const)("a restart after %s writes nothing", 
   await Promise.all([kernel.mark("198.51.100.11"), nft.mark("first")]);
   await node.stopAgent(signal);
   await node.startAgent();
-  await synced(node);
+  await node.inSync();
   await Promise.all([kernel.mark("198.51.100.12"), nft.mark("second")]);
   // Neighbours come and go with the packets themselves.
   expect(await kernel.stop(/198\.51\.100\.1[12]|^\[(NEIGH|NSID)\]/)).toEqual([]);

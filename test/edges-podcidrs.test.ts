@@ -172,7 +172,7 @@ test("a node that was deleted from the cluster, but runs, is still reached at it
   // Also once all is looked at again.
   await whole.stopAgent();
   await whole.startAgent();
-  await until("whole to be in sync", () => whole.agentLog().some((line) => line.msg === "in sync"));
+  await whole.inSync();
   expect(await lab.unreached([whole, first], { families: ["ipv6"], protocols: ["tcp"] })).toEqual([]);
   expect(await lab.reach(whole, pods[2]!, { family: "ipv6", protocol: "tcp" })).toMatchObject({
     ok: false,

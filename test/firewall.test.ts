@@ -5,7 +5,6 @@ import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
 import type { Protocol } from "./lab/place.ts";
-import { until } from "./lab/process.ts";
 
 type Name = "pod" | "remote pod" | "node" | "other node" | "outside";
 type Family = "ipv4" | "ipv6";
@@ -71,13 +70,7 @@ afterAll(async () => {
 async function restart(env: Record<string, string>): Promise<void> {
   await Promise.all(lab.nodes.map((node) => node.stopAgent()));
   await Promise.all(lab.nodes.map((node) => node.startAgent(env)));
-  await Promise.all(lab.nodes.map(inSync));
-}
-
-async function inSync(node: LightNode): Promise<void> {
-  await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"), {
-    why: () => JSON.stringify(node.agentLog().slice(-3)),
-  });
+  await Promise.all(lab.nodes.map((node) => node.inSync()));
 }
 
 /** By family and protocol, what each row gives, and what it should. */
@@ -207,7 +200,7 @@ test("each backend in the place of each other, on a running node: no packet lost
       .catch(() => undefined);
     await node.stopAgent();
     await node.startAgent(environment(backend, settings));
-    await inSync(node);
+    await node.inSync();
     const left = backends.map(async (other) => [other, (await remains(node, other)) !== ""]);
     expect([backend, await Promise.all(left)]).toEqual([
       backend,
@@ -229,7 +222,7 @@ test.each([
   await run(`-A ${established}`, "-P INPUT DROP");
   await node.stopAgent();
   await node.startAgent();
-  await inSync(node);
+  await node.inSync();
   const warnings = node.agentLog().filter((line) => String(line.msg).includes("have it accept the UDP port"));
   expect(warnings).toEqual([expect.objectContaining({ level: 40, what, port: 24601 })]);
   await run("-P INPUT ACCEPT", `-D ${established}`);

@@ -33,20 +33,10 @@ beforeAll(async () => {
 }, 120_000);
 afterAll(() => lab[Symbol.asyncDispose]());
 
-const inSync = (node: LightNode) =>
-  until(
-    `the agent of ${node.name} to be in sync`,
-    () => node.agentLog().some((line) => line.msg === "in sync"),
-    {
-      timeout: 30_000,
-      why: () => JSON.stringify(node.agentLog().slice(-3)),
-    },
-  );
-
 async function restart(node: LightNode, env: Record<string, string>): Promise<void> {
   await node.stopAgent();
   await node.startAgent(env);
-  await inSync(node);
+  await node.inSync(30_000);
 }
 
 const writes = (node: LightNode) =>
@@ -57,7 +47,7 @@ const offers = (await refusal()) === undefined;
 if (!offers)
   test("a kernel without flow tables: a warning names the remedy, and the node works", async () => {
     for (const node of lab.nodes) {
-      await inSync(node);
+      await node.inSync(30_000);
       expect(node.agentLog()).toContainEqual(
         expect.objectContaining({
           level: 40,

@@ -173,9 +173,7 @@ describe.each([
     await using outward = await lab.probe(pods[0], lab.outside, { family: "ipv4" });
     await nodes[0].stopAgent();
     await nodes[0].startAgent({ FIREWALL_BACKEND: backend, FILTER_IPV4: "1", FILTER_IPV6: "1" });
-    await until("the agent to be in sync", () => nodes[0].agentLog().some((line) => line.msg === "in sync"), {
-      why: () => JSON.stringify(nodes[0].agentLog().slice(-2)),
-    });
+    await nodes[0].inSync();
     await Promise.all([probe.flowing(20), outward.flowing(20)]);
     expect((await probe.stop()).lost).toBe(0);
     expect((await outward.stop()).lost).toBe(0);
@@ -223,9 +221,7 @@ describe.each([
     const before = await foreign();
     await nodes[0].stopAgent();
     await nodes[0].startAgent({ FIREWALL_BACKEND: backend });
-    await until("the agent to be in sync", () => nodes[0].agentLog().some((line) => line.msg === "in sync"), {
-      why: () => JSON.stringify(nodes[0].agentLog().slice(-2)),
-    });
+    await nodes[0].inSync();
     expect(await foreign()).toBe(before);
     expect(await lab.unreached(pods)).toEqual([]);
     await nodes[0].namespace.run([

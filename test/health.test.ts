@@ -221,7 +221,7 @@ describe("by HTTPS", () => {
       METRICS_TLS_CERT_FILE: `${files}/tls.crt`,
       METRICS_TLS_KEY_FILE: `${files}/other.key`,
     });
-    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    await node.inSync();
     expect(JSON.stringify(node.agentLog())).toContain("other.key is not the key of the certificate");
     copyFileSync(renewed.key, inside("other.key"));
     await until("metrics", async () => (await by())?.status === 200);
@@ -245,7 +245,7 @@ test(
     );
     await holder.stop();
     await node.startAgent({ METRICS_BIND_ADDR: "192.0.2.1:9091" });
-    await until("the agent to be in sync", () => node.agentLog().some((line) => line.msg === "in sync"));
+    await node.inSync();
     expect(JSON.stringify(node.agentLog())).toContain(
       String.raw`METRICS_BIND_ADDR=\"192.0.2.1:9091\": cannot listen: this node has no such address`,
     );

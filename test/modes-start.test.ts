@@ -112,11 +112,6 @@ describe("on a node", () => {
   }, 60_000);
   afterAll(() => lab?.[Symbol.asyncDispose]());
 
-  const inSync = (node: LightNode) =>
-    until(`${node.name} to be in sync`, () => node.agentLog().some((line) => line.msg === "in sync"), {
-      timeout: 20_000,
-      why: () => JSON.stringify(node.agentLog().slice(-5)),
-    });
   const said = (node: LightNode, text: string) =>
     until(
       `${node.name} to say "${text}"`,
@@ -138,7 +133,7 @@ describe("on a node", () => {
     expect(n1.agentLog().at(-1)).toMatchObject({ msg: "stopping; the data path stays", signal: "SIGTERM" });
     await there.flowing(10);
     await n1.startAgent();
-    await inSync(n1);
+    await n1.inSync(20_000);
     await there.flowing(10);
     expect(await there.stop()).toMatchObject({ lost: 0 });
     expect(await back.stop()).toMatchObject({ lost: 0 });
@@ -154,7 +149,7 @@ describe("on a node", () => {
     await n1.write(privateKey, key.trim());
     await n1.$`chmod 644 ${privateKey}`;
     await n1.startAgent();
-    await inSync(n1);
+    await n1.inSync(20_000);
     expect([n1.read(privateKey), mode(n1, privateKey)]).toEqual([key.trim(), "600"]);
     expect(n1.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
 
@@ -171,7 +166,7 @@ describe("on a node", () => {
     expect(await lab.unreached([p1, p2])).toEqual([]);
     await n1.write(privateKey, key);
     await n1.startAgent();
-    await inSync(n1);
+    await n1.inSync(20_000);
   });
 
   /** A token of the agent's account; bound to a Secret it ends with that. */
@@ -208,7 +203,7 @@ describe("on a node", () => {
     await n2.stopAgent();
     await n2.write(token, old);
     await n2.startAgent();
-    await inSync(n2);
+    await n2.inSync(20_000);
     await n2.renewToken();
     await api.remove("/api/v1/namespaces/kube-system/secrets/short-lived");
     // The API server remembers for some seconds that it was good.
@@ -243,7 +238,7 @@ describe("on a node", () => {
     await said(n1, "apply the ClusterRole of deploy/manifest.yaml");
     expect(n1.agentRuns).toBe(true);
     await api.create({ ...rest, metadata: { name: metadata.name } });
-    await inSync(n1);
+    await n1.inSync(20_000);
     expect(await stateOf(n1)).toEqual(before);
 
     await n1.stopAgent();
@@ -253,7 +248,7 @@ describe("on a node", () => {
     expect(n1.agentRuns).toBe(true);
     expect(await lab.unreached([p1, p2])).toEqual([]);
     await lab.controlPlane.startServer();
-    await inSync(n1);
+    await n1.inSync(20_000);
     expect(await stateOf(n1)).toEqual(before);
     // One line for each of the two lists that it could not have, and one that they are back.
     const warnings = n1.agentLog().filter((line) => Number(line.level) >= 40);
@@ -329,7 +324,7 @@ describe("on a node", () => {
     await probe.flowing(10);
     expect(await server()).toBe(pid);
     await node.startAgent({ WIREGUARD: "userspace" });
-    await inSync(node);
+    await node.inSync(20_000);
     expect(await node.stopAgent()).toBe(0);
     await probe.flowing(10);
     expect([(await probe.stop()).lost, (await back.stop()).lost]).toEqual([0, 0]);

@@ -25,17 +25,11 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
-async function inSync(node: LightNode): Promise<void> {
-  await until(`${node.name} to be in sync`, () => node.agentLog().some((line) => line.msg === "in sync"), {
-    why: () => JSON.stringify(node.agentLog().slice(-3)),
-  });
-}
-
 /** Starts the agents anew, with native routing for these families. */
 async function run(ipv4: boolean, ipv6: boolean): Promise<void> {
   for (const node of lab.nodes) if (node.agentRuns) expect(await node.stopAgent()).toBe(0);
   await lab.startAgents(native(ipv4, ipv6));
-  await Promise.all(lab.nodes.map(inSync));
+  await Promise.all(lab.nodes.map((node) => node.inSync()));
   await until("both to know each other", async () => {
     const counts = await Promise.all(lab.nodes.map(async (node) => (await stateOf(node)).wireguard.length));
     return (ipv4 && ipv6) || counts.every((count) => count === 2);
@@ -243,7 +237,7 @@ describe("--dry-run", () => {
     const pasted = await stateOf(node);
     expect(await dryRun(node)).toBe("");
     await node.startAgent();
-    await inSync(node);
+    await node.inSync();
     expect(await stateOf(node)).toEqual(pasted);
     expect(node.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
     const pod = await node.pod("p");

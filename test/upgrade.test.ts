@@ -37,13 +37,6 @@ function changes(node: LightNode, from = 0): string[] {
   return [...new Set(lines.map((line) => String(line.msg)))].sort();
 }
 
-const inSync = (node: LightNode) =>
-  until(
-    `the agent of ${node.name} to be in sync`,
-    () => node.agentLog().some((line) => line.msg === "in sync"),
-    { timeout: 20_000, why: () => JSON.stringify(node.agentLog().slice(-5)) },
-  );
-
 const annotation = async (node: LightNode, name: string) =>
   (await node.object()).metadata.annotations?.[`wigglenet/${name}`];
 
@@ -67,7 +60,7 @@ test(
         const before = await stateOf(node);
         await node.stopAgent();
         await node.startAgent({}, executable);
-        await inSync(node);
+        await node.inSync(20_000);
         expect(JSON.parse((await annotation(node, "agent"))!)).toMatchObject({ version: to });
         expect(changes(node)).toEqual(["own Node annotated"]);
         const { annotations: _, ...after } = await stateOf(node);
@@ -105,7 +98,7 @@ test(
     const cniBefore = second.read(cniFile);
     const from = nodes[0].agentLog().length;
     await second.startAgent();
-    await inSync(second);
+    await second.inSync(20_000);
     expect([second.read(privateKey), await annotation(second, "public-key")]).toEqual(key);
     expect(fileIdentity(second, privateKey)).toBe(keyFile);
     expect(await sessions(second)).toEqual(before);
@@ -126,7 +119,7 @@ test(
 
     expect(await running.lost()).toEqual([]);
     await third.startAgent();
-    await inSync(third);
+    await third.inSync(20_000);
   },
   180_000 * patience,
 );

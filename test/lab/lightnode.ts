@@ -317,6 +317,15 @@ export class LightNode implements Host, AsyncDisposable {
     );
   }
 
+  /** Waits until the agent, as it was last started, says that it is in sync. */
+  async inSync(timeout = 10_000): Promise<void> {
+    await until(
+      `the agent of ${this.name} to be in sync`,
+      () => this.agentLog().some((line) => line.msg === "in sync"),
+      { timeout, why: () => JSON.stringify(this.agentLog().slice(-5)) },
+    );
+  }
+
   // --- pods, power ---
 
   /** A pod by the node's CNI file, ready as soon as CNI says so. */
