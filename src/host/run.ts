@@ -2,7 +2,7 @@
  * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
  * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
  */
-import { copyFile, link, mkdir, open, rename, symlink, unlink } from "node:fs/promises";
+import { copyFile, link, mkdir, open, rename, symlink, unlink, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
 
 /** A process to run: argv, and what it reads on stdin. */
@@ -98,10 +98,10 @@ export async function perform(steps: readonly Step[]): Promise<void> {
         await execute(step);
         break;
       case "write":
-        await writeAtomically(step.path, step.content, step.mode);
+        await put(step.path, step.mode, holding(step.content, step.mode));
         break;
       case "copy":
-        await copyAtomically(step.from, step.path, step.mode);
+        await put(step.path, step.mode, (draft) => copyFile(step.from, draft));
         break;
       case "symlink":
         await mkdir(dirname(step.path), { recursive: true });
@@ -119,13 +119,7 @@ export async function perform(steps: readonly Step[]): Promise<void> {
 
 /** Creates a file with its content on disk, atomically; a file that is already there is left and is an error. */
 export async function createExclusively(path: string, content: string, mode: number): Promise<void> {
-  const draft = await writeDraft(path, content, mode);
-  try {
-    await link(draft, path);
-    await syncDirectory(path);
-  } finally {
-    await unlink(draft);
-  }
+  await put(path, mode, holding(content, mode), link);
 }
 
 /** A step as one could paste it into a shell. */
@@ -157,15 +151,22 @@ function argvOf(pieces: TemplateStringsArray, words: readonly Word[]): string[] 
   return argv;
 }
 
-async function writeAtomically(path: string, content: string, mode: number): Promise<void> {
-  await rename(await writeDraft(path, content, mode), path);
-  await syncDirectory(path);
-}
-
-async function copyAtomically(from: string, path: string, mode: number): Promise<void> {
+/**
+ * Makes a file beside `path`, on disk, and then puts it there: by rename, or by link where nothing is to be replaced. None is
+ * left if that fails: on a disk that is full it would be in the way.
+ */
+async function put(
+  path: string,
+  mode: number,
+  fill: (draft: string) => Promise<void>,
+  by = rename,
+): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
   const draft = temporary(path);
+  const remove = () => unlink(draft).catch(() => undefined);
+  await remove();
   try {
-    await copyFile(from, draft);
+    await fill(draft);
     const file = await open(draft, "r");
     try {
       await file.chmod(mode);
@@ -173,29 +174,16 @@ async function copyAtomically(from: string, path: string, mode: number): Promise
     } finally {
       await file.close();
     }
-    await rename(draft, path);
-  } catch (error) {
-    // On a disk that is full it would be in the way.
-    await unlink(draft).catch(() => undefined);
-    throw error;
+    await by(draft, path);
+  } finally {
+    await remove();
   }
   await syncDirectory(path);
 }
 
-async function writeDraft(path: string, content: string, mode: number): Promise<string> {
-  await mkdir(dirname(path), { recursive: true });
-  const draft = temporary(path);
-  await unlink(draft).catch(() => undefined);
-  const file = await open(draft, "wx", mode);
-  try {
-    await file.writeFile(content);
-    await file.chmod(mode);
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-  return draft;
-}
+/** No one else can read a key, not even while it is written. */
+const holding = (content: string, mode: number) => (draft: string) =>
+  writeFile(draft, content, { mode, flag: "wx" });
 
 async function syncDirectory(path: string): Promise<void> {
   const directory = await open(dirname(path), "r");
