@@ -19,7 +19,7 @@ interface Container {
 interface DaemonSet extends ApiObject {
   spec: {
     template: {
-      metadata: { annotations?: object };
+      metadata: { annotations?: Record<string, string> };
       spec: {
         containers: [Container];
         volumes: { name: string; hostPath?: { path: string } }[];
@@ -74,6 +74,18 @@ test("the variants differ from the default in what their names say", () => {
   expect(differences("metrics")).toEqual(["ENABLE_METRICS=1"]);
   expect(differences("native_routing")).toEqual(["NATIVE_ROUTING_IPV4=1", "NATIVE_ROUTING_IPV6=1"]);
   expect(kindsOf(read("deploy/manifest_bare_metal.yaml"))).toEqual([...rights, ...policy]);
+});
+
+test.each([
+  [":9091", "9091"],
+  ["10.0.0.7:9092", "9092"],
+  ["[fd00::7]:9092", "9092"],
+  ["127.0.0.1:9091", undefined],
+  ["[::1]:9091", undefined],
+])("metrics at %s: Prometheus is told of what it can reach", async (address, port) => {
+  const flags = `settings.ENABLE_METRICS=1,settings.METRICS_BIND_ADDR=${address}`;
+  const { annotations } = daemonSetOf(await render(["--set", flags])).spec.template.metadata;
+  expect(annotations?.["prometheus.io/port"]).toBe(port);
 });
 
 test("each setting is a value of the chart", async () => {
