@@ -25,7 +25,7 @@ const yaml = (text: string) => void expect(parse(text)).toBeObject();
 const unitFile = (text: string) => void expect(text).toMatch(/^\[Service\]\n[A-Z]\w+=\S+$/);
 
 const table: [document: string, words: string, use: Runner | typeof shown | ((text: string) => void)][] = [
-  ["README.md", "npm run demo\nnpm test", run("test/demo.test.ts", "npm run --silent demo")],
+  ["README.md", "npm run demo\nnpm test", run("test/demo.test.ts", '"npm", "run", "--silent", "demo"')],
   [
     "README.md",
     "kubectl apply -f deploy/manifest.yaml",

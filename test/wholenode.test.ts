@@ -104,10 +104,7 @@ describe("the agent's container", () => {
   test("tables of iptables-legacy, which it may not read, are named and keep nothing from working", async () => {
     await cluster.node("n2").$`iptables-legacy -N FOREIGN`;
     await restartAgent("n2");
-    const lines = await until("the agent to be in sync", async () => {
-      const lines = await agentLog("n2");
-      return said(lines, "in sync") && lines;
-    });
+    const lines = await inSync("n2");
     expect(
       lines.filter((line) => /^the tables of iptables-legacy are in use and cannot be read/.test(line.msg)),
     ).toHaveLength(1);
@@ -120,13 +117,13 @@ describe("the agent's container", () => {
     await using stream = await from.place.stream({ protocol: "udp", address: to.addresses.ipv6! });
     await patchDaemonSet({ updateStrategy: { type: "OnDelete", rollingUpdate: null } });
     await restartAgent("n1");
-    await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
+    await inSync("n1");
 
     expect(await failure("n1", withCapabilities([]))).toContain("not permitted");
 
     await patchContainer(withCapabilities(["NET_ADMIN"]));
     await restartAgent("n1");
-    await until("the agent to be in sync", async () => said(await agentLog("n1"), "in sync"));
+    await inSync("n1");
     expect(await stream.stop()).toMatchObject({ lost: 0 });
   });
 });
@@ -190,7 +187,7 @@ test("without a wireguard-go of the node the agent runs one, given the device an
   await node.stopService("wireguard-go");
   await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/userspace.yaml`;
   await restartAgent("n3");
-  await until("the agent to be in sync", async () => said(await agentLog("n3"), "in sync"));
+  await inSync("n3");
   const { pid } = await node.task((await agentPod("n3")).metadata.uid, "wigglenet");
   expect((await node.$`pgrep -x wireguard-go -P ${pid}`).stdout).not.toBe("");
   expect((await node.$`cat /proc/${pid}/status`).stdout).toMatch(/CapBnd:\s*0*1000$/m);
@@ -204,7 +201,7 @@ test("iptables-legacy needs the rights of deploy/iptables.yaml, each of them", a
   await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/iptables.yaml`;
   await patchContainer({ env: [{ name: "FIREWALL_BACKEND", value: "iptables" }] });
   await restartAgent("n2");
-  await until("the agent to be in sync", async () => said(await agentLog("n2"), "in sync"));
+  await inSync("n2");
   expect((await node.$`iptables-legacy -S`).stdout).toContain("WIGGLENET-");
   expect(await allUnreached()).toEqual([]);
 
@@ -278,7 +275,12 @@ async function agentLog(node: string): Promise<LogLine[]> {
     .flatMap((line) => (line.startsWith("{") ? [JSON.parse(line) as LogLine] : []));
 }
 
-const said = (lines: LogLine[], msg: string) => lines.some((line) => line.msg === msg);
+/** Waits until a node's agent says that it is in sync; what it has said until then. */
+const inSync = (node: string) =>
+  until(`the agent of ${node} to be in sync`, async () => {
+    const lines = await agentLog(node);
+    return lines.some((line) => line.msg === "in sync") && lines;
+  });
 
 function patchDaemonSet(spec: object): Promise<ApiObject> {
   return cluster.api.request("PATCH", daemonSet, { spec }, "application/strategic-merge-patch+json");
