@@ -2,6 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { ControlPlane } from "./lab/controlplane.ts";
 
 /** Tests that run in one process, one file after the other. */
 interface Group {
@@ -9,6 +10,8 @@ interface Group {
   files: string[];
   /** Whether it gets root's rights. */
   root?: boolean;
+  /** One that its labs use one after the other; default: each its own. */
+  controlPlane?: ControlPlane;
 }
 
 interface Result {
@@ -28,23 +31,33 @@ await step("check", ["bun", "run", "check"]);
 await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
-const lightNodes = [...new Bun.Glob("test/**/*.test.ts").scanSync()]
-  .filter((file) => !/^test\/(vm|wholenode|demo|release|scale|churn)/.test(file))
+const lightNodes = [...new Bun.Glob("test/*.test.ts").scanSync()]
+  .filter((file) => !/^test\/(vm|wholenode|demo|release|scale|churn|manifests-server)/.test(file))
   .sort();
 
-// Side by side only where one waits most of its time: each of the others fills the machine's two cores by itself.
-const results: Result[] = [];
-for (const sideBySide of [
-  [{ name: "unit", files: ["src"], root: false }],
-  [
-    { name: "light nodes", files: lightNodes },
-    { name: "churn", files: ["test/churn.test.ts"] },
-  ],
-  [{ name: "whole nodes", files: ["test/wholenode", "test/demo"] }],
-  [{ name: "release, scale", files: ["test/release.test.ts", "test/scale.test.ts"] }],
-  [{ name: "virtual machines", files: ["test/vm.test.ts"] }],
-])
-  results.push(...(await Promise.all(sideBySide.map(group))));
+const results = [
+  await group({ name: "unit", files: ["src"], root: false }),
+  // What else the machine does would be in its figures.
+  await group({ name: "scale", files: ["test/scale.test.ts"] }),
+];
+{
+  await using controlPlane = await ControlPlane.start();
+  results.push(
+    ...(await sideBySide(
+      [
+        { name: "release", files: ["test/release.test.ts"] },
+        { name: "light nodes", files: lightNodes, controlPlane },
+      ],
+      [
+        // What needs more of a control plane than its address.
+        { name: "control plane", files: ["test/lab", "test/churn.test.ts", "test/manifests-server.test.ts"] },
+        { name: "whole nodes", files: ["test/wholenode", "test/demo"] },
+      ],
+    )),
+  );
+}
+// Two machines at a time, which fill both cores.
+results.push(await group({ name: "virtual machines", files: ["test/vm.test.ts"] }));
 rmSync(reports, { recursive: true });
 for (const { name, passed, failed, seconds } of results)
   console.log(
@@ -54,6 +67,17 @@ const sum = (key: "passed" | "failed") => results.reduce((total, result) => tota
 console.log(`${sum("passed")} passed, ${sum("failed")} failed`);
 process.exit(sum("failed") === 0 ? 0 : 1);
 
+/** Each row's groups one after the other. */
+async function sideBySide(...rows: Group[][]): Promise<Result[]> {
+  const results: Result[] = [];
+  await Promise.all(
+    rows.map(async (row) => {
+      for (const each of row) results.push(await group(each));
+    }),
+  );
+  return results;
+}
+
 async function step(name: string, argv: string[]): Promise<void> {
   console.log(`${elapsed()}  ${name}`);
   if ((await Bun.spawn(argv, { stdin: "ignore", stdout: "inherit", stderr: "inherit" }).exited) === 0) return;
@@ -61,9 +85,11 @@ async function step(name: string, argv: string[]): Promise<void> {
   process.exit(1);
 }
 
-async function group({ name, files, root = true }: Group): Promise<Result> {
+async function group({ name, files, root = true, controlPlane }: Group): Promise<Result> {
   const from = performance.now();
   const report = join(reports, `${name}.xml`);
+  const access = join(reports, "control-plane.json");
+  if (controlPlane) await Bun.write(access, JSON.stringify({ ...controlPlane.access, host: "127.0.0.1" }));
   const argv = [
     ...(root ? [] : ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]),
     "bun",
@@ -74,7 +100,8 @@ async function group({ name, files, root = true }: Group): Promise<Result> {
     `--reporter-outfile=${report}`,
     ...files,
   ];
-  const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
+  const env = { ...process.env, ...(controlPlane && { LAB_CONTROL_PLANE: access }) };
+  const child = Bun.spawn(argv, { env, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
   await Promise.all([child.stdout, child.stderr].map((stream) => forward(stream, name)));
   const code = await child.exited;
   const { tests, failures } = totals(report);

@@ -16,10 +16,12 @@ test.each(["nftables", "iptables-nft"])(
     const { sync, bare, oneMore }: Scale = JSON.parse(
       await namespace.run([process.execPath, script, backend]),
     );
-    // The quickest of the rounds: what else the machine does only adds.
-    const [ours, theirs] = [Math.min(...sync), Math.min(...bare)];
-    console.log(`${backend}: ${ours.toFixed(0)} ms, bare ${theirs.toFixed(0)} ms`);
-    expect(ours / theirs).toBeLessThan(1.3);
+    // The same work takes 250 ms at one time and 400 at another, here and in the bare programs alike: what is compared is done
+    // one right after the other, and the odd pair of both does not count.
+    const ratios = sync.map((ours, round) => ours / bare[round]!).sort((a, b) => a - b);
+    const ratio = ratios[(ratios.length - 1) / 2]!;
+    console.log(`${backend}: ${Math.min(...sync).toFixed(0)} ms, ${ratio.toFixed(2)} of the bare program`);
+    expect(ratio).toBeLessThan(1.3);
     // Its pod CIDRs and its addresses, by family.
     expect(oneMore).toHaveLength(4);
     for (const line of oneMore) expect(line).toMatch(/^add (element inet wigglenet|WIGGLENET-)/);

@@ -1,5 +1,5 @@
 /** One agent takes a node over from another: of the next version, of the other implementation, of an earlier life. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { version } from "../package.json";
 import { commandBlocks } from "./lab/documents.ts";
@@ -15,18 +15,13 @@ import { fileIdentity, stateOf } from "./lab/state.ts";
 const privateKey = "/etc/wigglenet/private.key";
 const migration = commandBlocks("docs/migration.md");
 
-let lab: Lab;
-let nodes: [LightNode, LightNode, LightNode];
-let pods: [Pod, Pod, Pod];
-
-beforeAll(async () => {
-  lab = await Lab.start({ nodes: 3 });
-  nodes = lab.nodes as typeof nodes;
-  pods = (await Promise.all(nodes.map((node) => node.pod("p")))) as typeof pods;
+/** A pod on each node; from here on agents have nothing to do. */
+async function podPerNode(lab: Lab): Promise<Pod[]> {
+  const pods = await Promise.all(lab.nodes.map((node) => node.pod("p")));
   await lab.greeted();
   await lab.shakeHands();
-}, 60_000 * patience);
-afterAll(() => lab[Symbol.asyncDispose]());
+  return pods;
+}
 
 /** What an agent changed since its start, or the line of its log with this number, each kind once. */
 function changes(node: LightNode, from = 0): string[] {
@@ -46,17 +41,28 @@ async function sessions(node: LightNode): Promise<string[]> {
   return [(await node.$`cat /sys/class/net/wigglenet/ifindex`).stdout.trim(), ...handshakes];
 }
 
+/** What of ours the other implementation would not keep up to date. */
+async function traces(node: LightNode): Promise<string[]> {
+  const { stdout } = await node.$`for family in -4 -6; do
+    ip $family rule show priority 24601
+    ip $family route show table 24601
+    ip $family route show type unreachable
+  done
+  nft list table inet wigglenet | grep fully-random || true`.nothrow();
+  return stdout.split("\n").filter(Boolean);
+}
+
 test(
   "an upgrade of all agents to the next version and back: nothing lost, nothing written but the version",
   async () => {
     const binary = await nextBuild();
-    const [a, b] = pods;
-    const running = await probes([a, b]);
+    await using lab = await Lab.start({ nodes: 2 });
+    const running = await probes((await podPerNode(lab)) as [Pod, Pod]);
     for (const [to, executable] of [
       [nextVersion, binary],
       [version, undefined],
     ] as const)
-      for (const node of nodes) {
+      for (const node of lab.nodes) {
         const before = await stateOf(node);
         await node.stopAgent();
         await node.startAgent({}, executable);
@@ -71,104 +77,106 @@ test(
   120_000 * patience,
 );
 
-test(
-  "a node of the Go implementation is taken over in place, and goes back: nothing lost, the same peer",
-  async () => {
-    const [, second, third] = nodes;
-    const [a, b, c] = pods;
-    const go = [second, third].map((node) => new GoAgent(node, () => lab.controlPlane.api.nodes()));
-    const reached = () =>
-      until("all pods to reach each other", async () => (await lab.unreached(pods)).length === 0, {
-        timeout: 20_000,
-      });
-    // Two of three nodes go to the other implementation, by what the documents say, and one of them comes back.
-    const running = await probes([a, b], [b, c]);
-    const before = await sessions(second);
-    for (const [index, node] of [second, third].entries()) {
-      await node.stopAgent();
-      await node.$`/bin/bash -c ${migration.at(-1)!.text}`;
-      await go[index]!.sync();
-    }
-    expect(await traces(second)).toEqual([]);
-    expect(await sessions(second)).toEqual(before);
-    await reached();
+let lab: Lab;
+let nodes: [LightNode, LightNode, LightNode];
+let pods: [Pod, Pod, Pod];
 
-    const key = [second.read(privateKey), await annotation(second, "public-key")];
-    const keyFile = fileIdentity(second, privateKey);
-    const cniBefore = second.read(cniFile);
-    const from = nodes[0].agentLog().length;
-    await second.startAgent();
-    await second.inSync(20_000);
-    expect([second.read(privateKey), await annotation(second, "public-key")]).toEqual(key);
-    expect(fileIdentity(second, privateKey)).toBe(keyFile);
-    expect(await sessions(second)).toEqual(before);
-    expect(changes(second)).toEqual(["CNI file", "firewall", "own Node annotated", "routes added"]);
-    expect(changes(nodes[0], from).filter((what) => /peers|link|key/.test(what))).toEqual([]);
-    const { cni, nftables } = await stateOf(second);
-    expect(cni.target).toBe("/run/wigglenet/10-wigglenet.conflist");
-    expect(cni.content).not.toBe(cniBefore);
-    expect(nftables.join("\n")).not.toContain("chain masq");
+describe("of three nodes", () => {
+  beforeAll(async () => {
+    lab = await Lab.start({ nodes: 3 });
+    nodes = lab.nodes as typeof nodes;
+    pods = (await podPerNode(lab)) as typeof pods;
+  }, 60_000 * patience);
+  afterAll(() => lab[Symbol.asyncDispose]());
 
-    // What it had by iptables goes by hand, and nothing else with it.
-    await second.$`iptables-nft -N FOREIGN`;
-    expect((await second.$`iptables-nft-save`).stdout).toContain("WIGGLENET-MASQ");
-    await second.$`/bin/bash -c ${migration.find(({ text }) => text.includes("-restore"))!.text}`;
-    expect((await second.$`iptables-nft-save; ip6tables-nft-save`).stdout).not.toContain("WIGGLENET-");
-    await second.$`iptables-nft -S FOREIGN`;
-    await reached();
+  test(
+    "a node of the Go implementation is taken over in place, and goes back: nothing lost, the same peer",
+    async () => {
+      const [, second, third] = nodes;
+      const [a, b, c] = pods;
+      const go = [second, third].map((node) => new GoAgent(node, () => lab.controlPlane.api.nodes()));
+      const reached = () =>
+        until("all pods to reach each other", async () => (await lab.unreached(pods)).length === 0, {
+          timeout: 20_000,
+        });
+      // Two of three nodes go to the other implementation, by what the documents say, and one of them comes back.
+      const running = await probes([a, b], [b, c]);
+      const before = await sessions(second);
+      for (const [index, node] of [second, third].entries()) {
+        await node.stopAgent();
+        await node.$`/bin/bash -c ${migration.at(-1)!.text}`;
+        await go[index]!.sync();
+      }
+      expect(await traces(second)).toEqual([]);
+      expect(await sessions(second)).toEqual(before);
+      await reached();
 
-    expect(await running.lost()).toEqual([]);
-    await third.startAgent();
-    await third.inSync(20_000);
-  },
-  180_000 * patience,
-);
+      const key = [second.read(privateKey), await annotation(second, "public-key")];
+      const keyFile = fileIdentity(second, privateKey);
+      const cniBefore = second.read(cniFile);
+      const from = nodes[0].agentLog().length;
+      await second.startAgent();
+      await second.inSync(20_000);
+      expect([second.read(privateKey), await annotation(second, "public-key")]).toEqual(key);
+      expect(fileIdentity(second, privateKey)).toBe(keyFile);
+      expect(await sessions(second)).toEqual(before);
+      expect(changes(second)).toEqual(["CNI file", "firewall", "own Node annotated", "routes added"]);
+      expect(changes(nodes[0], from).filter((what) => /peers|link|key/.test(what))).toEqual([]);
+      const { cni, nftables } = await stateOf(second);
+      expect(cni.target).toBe("/run/wigglenet/10-wigglenet.conflist");
+      expect(cni.content).not.toBe(cniBefore);
+      expect(nftables.join("\n")).not.toContain("chain masq");
 
-/** What of ours the other implementation would not keep up to date. */
-async function traces(node: LightNode): Promise<string[]> {
-  const { stdout } = await node.$`for family in -4 -6; do
-    ip $family rule show priority 24601
-    ip $family route show table 24601
-    ip $family route show type unreachable
-  done
-  nft list table inet wigglenet | grep fully-random || true`.nothrow();
-  return stdout.split("\n").filter(Boolean);
-}
+      // What it had by iptables goes by hand, and nothing else with it.
+      await second.$`iptables-nft -N FOREIGN`;
+      expect((await second.$`iptables-nft-save`).stdout).toContain("WIGGLENET-MASQ");
+      await second.$`/bin/bash -c ${migration.find(({ text }) => text.includes("-restore"))!.text}`;
+      expect((await second.$`iptables-nft-save; ip6tables-nft-save`).stdout).not.toContain("WIGGLENET-");
+      await second.$`iptables-nft -S FOREIGN`;
+      await reached();
 
-test(
-  "a node that comes back without its key is reached within a second of its new annotation",
-  async () => {
-    const [first, , third] = nodes;
-    const [a, b] = pods;
-    const old = await annotation(third, "public-key");
-    const running = await probes([a, b]);
-    await third.powerCut();
-    rmSync(`${lab.underlay.dir}/nodes/${third.name}${privateKey}`);
-    await third.boot();
-    await third.startAgent();
-    const key = await until(
-      "the new annotation",
-      async () => {
-        const key = await annotation(third, "public-key");
-        return key !== old && key;
-      },
-      { every: 5 },
-    );
-    const published = performance.now();
-    const peers = async () => (await first.$`wg show wigglenet peers`).stdout;
-    await until("its peers to follow", async () => (await peers()).includes(key), { every: 10 });
-    const followed = performance.now() - published;
-    await until(
-      "the node to be reached",
-      async () => (await lab.reach(a, third, { family: "ipv6", timeout: 200 * patience })).ok,
-      { every: 10 },
-    );
-    console.log(
-      `a new key: in the peers after ${followed.toFixed(0)} ms, the node reached after ${(performance.now() - published).toFixed(0)} ms`,
-    );
-    expect(followed).toBeLessThan(1000 * patience);
-    await until("the old key to go", async () => !(await peers()).includes(old!), { timeout: 1000 });
-    expect(await running.lost()).toEqual([]);
-  },
-  60_000 * patience,
-);
+      expect(await running.lost()).toEqual([]);
+      await third.startAgent();
+      await third.inSync(20_000);
+    },
+    180_000 * patience,
+  );
+
+  test(
+    "a node that comes back without its key is reached within a second of its new annotation",
+    async () => {
+      const [first, , third] = nodes;
+      const [a, b] = pods;
+      const old = await annotation(third, "public-key");
+      const running = await probes([a, b]);
+      await third.powerCut();
+      rmSync(`${lab.underlay.dir}/nodes/${third.name}${privateKey}`);
+      await third.boot();
+      await third.startAgent();
+      const key = await until(
+        "the new annotation",
+        async () => {
+          const key = await annotation(third, "public-key");
+          return key !== old && key;
+        },
+        { every: 5 },
+      );
+      const published = performance.now();
+      const peers = async () => (await first.$`wg show wigglenet peers`).stdout;
+      await until("its peers to follow", async () => (await peers()).includes(key), { every: 10 });
+      const followed = performance.now() - published;
+      await until(
+        "the node to be reached",
+        async () => (await lab.reach(a, third, { family: "ipv6", timeout: 200 * patience })).ok,
+        { every: 10 },
+      );
+      console.log(
+        `a new key: in the peers after ${followed.toFixed(0)} ms, the node reached after ${(performance.now() - published).toFixed(0)} ms`,
+      );
+      expect(followed).toBeLessThan(1000 * patience);
+      await until("the old key to go", async () => !(await peers()).includes(old!), { timeout: 1000 });
+      expect(await running.lost()).toEqual([]);
+    },
+    60_000 * patience,
+  );
+});

@@ -17,6 +17,7 @@ const guests: Guest[][] = [
       runs: [
         { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
         { files: ["test/upgrade.test.ts"], only: "to the next version and back" },
+        { files: ["test/churn.test.ts"], only: "killed twenty times" },
       ],
     },
     { kernelArguments: ["ipv6.disable=1"], runs: [{ files: ["test/vm-ipv4.test.ts"], only: "" }] },
@@ -26,7 +27,6 @@ const guests: Guest[][] = [
       runs: [
         { files: ["test/flowtable.test.ts"], only: "" },
         { files: ["test/vm-systemd.test.ts"], only: "" },
-        { files: ["test/churn.test.ts"], only: "killed twenty times" },
       ],
     },
   ],
@@ -67,7 +67,7 @@ async function runInGuest({ runs, ...options }: Guest): Promise<{ codes: number[
     // Of tests that name no limit of their own
     const { code } = await vm.exec([process.execPath, "test", "--timeout=180000", ...flags, ...files], {
       cwd: repository,
-      env: { LAB_CONTROL_PLANE: access },
+      env: { LAB_CONTROL_PLANE: access, LAB_PATIENCE: "5" },
       timeout: 1200,
       onOutput: (text) => process.stdout.write(text),
     });

@@ -14,8 +14,8 @@
  *     expect(await capture.stop()).toEqual([]);
  *   }, 60_000);
  *
- * With LAB_CONTROL_PLANE (a file with ControlPlane.access as JSON) the control plane is one outside of this machine,
- * used by one lab after the other.
+ * With LAB_CONTROL_PLANE (a file with ControlPlane.access as JSON) the control plane is one that runs already, perhaps outside
+ * of this machine, used by one lab after the other; the lab gives its nodes their pod CIDRs then.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { parseAllDocuments } from "yaml";
@@ -97,7 +97,7 @@ export class Lab implements AsyncDisposable {
     const started = startControlPlane(families, underlay, access);
     const lab = parts.use(
       new Lab(
-        { underlay, wireguard, binary, env },
+        { underlay, wireguard, binary, env: { ...guestEnv, ...env } },
         { ...options, ...(access && { controlPlane: access }) },
         started,
       ),
@@ -223,10 +223,9 @@ export class Lab implements AsyncDisposable {
   #make(spec: LightNodeOptions): LightNode {
     const index = ++this.#lastIndex;
     const both = { ipv4: `172.30.0.${10 + index}`, ipv6: `fd30::${10 + index}` };
-    // A control plane elsewhere may allocate for other families than this lab's.
     const { controlPlane, families = "dual" } = this.#options;
-    const own = controlPlane && controlPlane.families !== families;
-    const podCIDRs = own ? Object.values(pick(families, podCIDRsOf(index))) : undefined;
+    // One that other labs used before may have allocated for other families, and goes on where it was.
+    const podCIDRs = controlPlane && Object.values(pick(families, podCIDRsOf(index - 1)));
     const options = { ...(podCIDRs && { podCIDRs }), ...this.#options.node, ...spec };
     const addresses = pick(this.#options.underlay ?? "dual", both);
     const node = new LightNode(spec.name ?? `n${index}`, addresses, this.#ground, options);
@@ -257,9 +256,14 @@ function addressOf(host: Host, family: Family | undefined): string {
 }
 
 const podCIDRsOf = (index: number) => ({
-  ipv4: `10.244.${100 + index}.0/24`,
-  ipv6: `fd00:10:244:${100 + index}::/64`,
+  ipv4: `10.244.${index}.0/24`,
+  ipv6: `fd00:10:244${index === 0 ? "" : `:${index.toString(16)}`}::/64`,
 });
+
+/** What vm.ts has set for the programs of a guest. */
+const guestEnv = Object.fromEntries(
+  Object.entries(process.env as Record<string, string>).filter(([name]) => name.startsWith("BUN_JSC_")),
+);
 
 function outsideAccess(): ControlPlaneAccess | undefined {
   const file = process.env.LAB_CONTROL_PLANE;

@@ -5,7 +5,7 @@ import { tool } from "./cache.ts";
 export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** How much longer than on a real machine things may take: the virtual machine is an emulated one. */
-export const patience = process.env.LAB_CONTROL_PLANE ? 5 : 1;
+export const patience = Number(process.env.LAB_PATIENCE ?? 1);
 
 /** Asks again until `attempt` gives something other than undefined or false. An exception ends the waiting. */
 export async function until<T>(

@@ -114,7 +114,8 @@ export class Vm implements AsyncDisposable {
   async exec(command: string | string[], options: ExecOptions = {}): Promise<ExecResult> {
     const { cwd = process.cwd(), timeout = 600, onOutput } = options;
     const { XDG_CACHE_HOME } = process.env;
-    const env = { ...(XDG_CACHE_HOME && { XDG_CACHE_HOME }), ...options.env };
+    // Code that a program makes as it runs costs qemu more than it gives: the agent's start takes a tenth less without.
+    const env = { BUN_JSC_useJIT: "0", ...(XDG_CACHE_HOME && { XDG_CACHE_HOME }), ...options.env };
     const id = String(this.#next++);
     const dir = join(this.dir, id);
     await mkdir(dir);
@@ -153,7 +154,8 @@ function qemuCommand(
   { cpus = 1, memoryMiB = 4096, kernelArguments = [] }: VmOptions,
 ): string[] {
   const append = [
-    "console=ttyS0 quiet panic=-1 mitigations=off",
+    // What guards a kernel against its users costs an emulated one a twentieth
+    "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0",
     // The emulated TSC is the machine's own; the kernel would rather trust the HPET, which costs an exit a reading
     "tsc=reliable clocksource=tsc",
     // Without random addresses qemu need not translate a program again at each start, which halves the cost of one
@@ -163,7 +165,9 @@ function qemuCommand(
   ];
   return [
     // qemu must not outlive a test run that is killed
-    ..."setpriv --pdeathsig KILL qemu-system-x86_64 -accel tcg,thread=multi -cpu max".split(" "),
+    ..."setpriv --pdeathsig KILL qemu-system-x86_64 -accel tcg,thread=multi".split(" "),
+    // Else the kernel clears memory by an instruction that is emulated byte by byte, and has page tables of five levels
+    ..."-cpu max,-erms,-fsrm,-la57".split(" "),
     ...`-smp ${cpus} -m ${memoryMiB} -nodefaults -no-user-config -display none -no-reboot`.split(" "),
     ...["-kernel", kernel.image, "-initrd", kernel.initrd, "-append", append.join(" ")],
     ...["-serial", `file:${join(dir, "console")}`],
