@@ -31,8 +31,9 @@ await step("check", ["bun", "run", "check"]);
 await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
-const lightNodes = [...new Bun.Glob("test/*.test.ts").scanSync()]
-  .filter((file) => !/^test\/(vm|wholenode|demo|release|scale|churn|manifests-server)/.test(file))
+const others = /^test\/(lab|vm|wholenode|demo|release|scale|churn|claims-generated|manifests-server)/;
+const lightNodes = [...new Bun.Glob("test/**/*.test.ts").scanSync()]
+  .filter((file) => !others.test(file))
   .sort();
 
 const results = [
@@ -50,9 +51,11 @@ const results = [
       ],
       [
         // What needs more of a control plane than its address.
-        { name: "control plane", files: ["test/lab", "test/churn.test.ts", "test/manifests-server.test.ts"] },
+        { name: "control plane", files: ["test/lab", "test/manifests-server.test.ts"] },
         { name: "whole nodes", files: ["test/wholenode", "test/demo"] },
       ],
+      // Which wait most of their time.
+      [{ name: "churn", files: ["test/churn.test.ts", "test/claims-generated.test.ts"] }],
     )),
   );
 }
