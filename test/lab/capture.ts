@@ -11,10 +11,11 @@ export const clearPodTraffic = Object.values(podRanges)
   .map((range) => `net ${range}`)
   .join(" or ");
 
-/** Everything but WireGuard, ARP, neighbour and multicast listener discovery, and the API server. */
+/** Everything but WireGuard, ARP, neighbour discovery, what hosts tell of multicast groups, and the API server. */
 export const anythingClear = [
   `not udp port ${wireguardPort}`,
   "not arp",
+  "not igmp",
   "not (icmp6 and (ip6[40] >= 130 and ip6[40] <= 137 or ip6[40] == 143))",
   "not (ip6 proto 0)",
   ...Object.values(routerAddresses).map((address) => `not (host ${address} and tcp port 6443)`),
