@@ -92,7 +92,10 @@ export class Underlay implements AsyncDisposable {
       `link add ${port(name)} mtu ${mtu} type veth peer name eth0 mtu ${mtu} netns ${node.pid}`,
       `link set ${port(name)} master br0 up`,
     );
-    if (!addresses.ipv6) await node.sysctl({ "net.ipv6.conf.eth0.disable_ipv6": 1 });
+    // A lab may start in less time than duplicate address detection takes, and its link-local address would come in a test.
+    await node.sysctl(
+      addresses.ipv6 ? { "net.ipv6.conf.eth0.dad_transmits": 0 } : { "net.ipv6.conf.eth0.disable_ipv6": 1 },
+    );
     await node.ip(
       "link set lo up",
       "link set eth0 up",
