@@ -222,6 +222,13 @@ describe("files", () => {
     expect(readdirSync(folder).sort()).toEqual(["file", "folder", "from"]);
   });
 
+  test("a copy makes no folder: one that is not there is a mistake", async () => {
+    writeFileSync(at("from"), "new");
+    const into: Step = { kind: "copy", path: at("none/file"), from: at("from"), mode: 0o755 };
+    await expect(perform([into])).rejects.toThrow("ENOENT");
+    expect(readdirSync(folder)).toEqual(["from"]);
+  });
+
   // Container runtimes read every *.conf, *.conflist and *.json in the folder.
   test("a draft does not look like a CNI file", async () => {
     await perform([{ kind: "symlink", path: at("10-x.conflist"), target: at("gone/10-x.conflist") }]);

@@ -161,7 +161,6 @@ async function put(
   fill: (draft: string) => Promise<void>,
   by = rename,
 ): Promise<void> {
-  await mkdir(dirname(path), { recursive: true });
   const draft = temporary(path);
   const remove = () => unlink(draft).catch(() => undefined);
   await remove();
@@ -181,9 +180,11 @@ async function put(
   await syncDirectory(path);
 }
 
-/** No one else can read a key, not even while it is written. */
-const holding = (content: string, mode: number) => (draft: string) =>
-  writeFile(draft, content, { mode, flag: "wx" });
+/** Fills a draft, in a folder that is made if there is none. No one else can read a key, not even while it is written. */
+const holding = (content: string, mode: number) => async (draft: string) => {
+  await mkdir(dirname(draft), { recursive: true });
+  await writeFile(draft, content, { mode, flag: "wx" });
+};
 
 async function syncDirectory(path: string): Promise<void> {
   const directory = await open(dirname(path), "r");
