@@ -80,7 +80,6 @@ if (offers)
         return missing.length === 0;
       };
       await until("flows to be offloaded", all, {
-        every: 100,
         timeout: 20_000,
         why: () => missing.join(", "),
       });

@@ -1,12 +1,11 @@
 /** The chart and what is made from it: what is committed, every setting, every value. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { parse, parseAllDocuments } from "yaml";
 import { $ } from "zx";
 import { chart, chartFiles, fixed, inPod, manifests, render } from "../deploy/manifests.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { type SettingName, settingNames, settings } from "../src/settings.ts";
-import type { ApiObject } from "./lab/api.ts";
+import { type ApiObject, objectsOf } from "./lab/api.ts";
 import { helm, kubernetes, kubernetesVersion, repository } from "./lab/cache.ts";
 import { AGENT_IMAGE } from "./lab/image.ts";
 
@@ -30,9 +29,7 @@ interface DaemonSet extends ApiObject {
 }
 
 const read = (path: string) => readFileSync(`${repository}/${path}`, "utf8");
-const values = parse(read("deploy/chart/values.yaml")) as object;
-const objectsOf = (manifest: string) =>
-  parseAllDocuments(manifest).flatMap((each) => (each.toJS() as ApiObject) ?? []);
+const values = Bun.YAML.parse(read("deploy/chart/values.yaml")) as object;
 const kindsOf = (manifest: string) => objectsOf(manifest).map(({ kind }) => kind);
 const daemonSetOf = (manifest: string) =>
   objectsOf(manifest).find(({ kind }) => kind === "DaemonSet") as DaemonSet;
@@ -44,7 +41,7 @@ test("what is committed is what the chart renders, for this version", async () =
   for (const [path, text] of [...chartFiles(), ...rendered]) expect(readFileSync(path, "utf8")).toBe(text);
   const committed = [...new Bun.Glob("deploy/manifest*.yaml").scanSync(repository)];
   expect(committed.map((file) => `${repository}/${file}`).sort()).toEqual([...rendered.keys()].sort());
-  const { version, appVersion } = parse(read("deploy/chart/Chart.yaml"));
+  const { version, appVersion } = Bun.YAML.parse(read("deploy/chart/Chart.yaml")) as Record<string, string>;
   expect([version, appVersion]).toEqual([packageJson.version, packageJson.version]);
   expect(containerOf(read("deploy/manifest.yaml")).image).toBe(AGENT_IMAGE);
 });

@@ -3,7 +3,6 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseAllDocuments } from "yaml";
 import { $ } from "zx";
 import { npmPackages } from "../deploy/licences.ts";
 import { goModules } from "../deploy/plugins.ts";
@@ -11,6 +10,7 @@ import { type Architecture, architectures } from "../deploy/tree.ts";
 import { type Unpacked, unpack } from "../deploy/unpack.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { cniPlugins } from "../src/host/plugins.ts";
+import { objectsOf } from "./lab/api.ts";
 import { helm, kubernetesVersion, repository, spdxTools } from "./lab/cache.ts";
 import { buildImage } from "./lab/image.ts";
 
@@ -28,6 +28,8 @@ interface Bill {
   files: { fileName: string; SPDXID: string; checksums: { checksumValue: string }[] }[];
   relationships: { spdxElementId: string; relatedSpdxElement: string }[];
 }
+
+type Workload = { spec: { template: { spec: Record<string, { image: string }[]> } } };
 
 /** What of an image's files is looked at more than once. */
 interface File {
@@ -93,10 +95,8 @@ test("every manifest runs this version's image", () => {
   const manifests = readdirSync(release).filter((name) => name.endsWith(".yaml"));
   expect(manifests).toContain("manifest.yaml");
   for (const name of manifests) {
-    const documents = parseAllDocuments(readFileSync(`${release}/${name}`, "utf8")).map((each) =>
-      each.toJS(),
-    );
-    const daemonSet = documents.find((each) => each?.kind === "DaemonSet");
+    const objects = objectsOf(readFileSync(`${release}/${name}`, "utf8"));
+    const daemonSet = objects.find(({ kind }) => kind === "DaemonSet") as Workload | undefined;
     expect(daemonSet === undefined).toBe(name === "manifest_bare_metal.yaml");
     const { containers = [], initContainers = [] } = daemonSet?.spec.template.spec ?? {};
     for (const { image } of [...containers, ...initContainers])

@@ -25,7 +25,7 @@ beforeAll(async () => {
   await lab.nodes[1]!.startAgent();
   await until("systemd to be up", async () => (await systemctl("is-system-running")) === "running", {
     timeout: 30_000,
-    every: 1000,
+    every: 200,
   });
 }, 300_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
@@ -46,7 +46,7 @@ async function log(): Promise<{ level: number; msg: string; commands?: string[] 
 
 const inSync = () =>
   until("the agent to be in sync", async () => (await log()).some((line) => line.msg === "in sync"), {
-    every: 1500,
+    every: 300,
     why: async () => (await node.$`journalctl --no-pager -o cat -u wigglenet | tail -n 20`.nothrow()).stdout,
   });
 
@@ -102,7 +102,7 @@ test("restarted and killed, it loses no packet and writes nothing", async () => 
   const before = await shown("MainPID");
   await systemctl("kill", "-s", "KILL", "wigglenet");
   await until("another agent", async () => !["0", before].includes(await shown("MainPID")), {
-    every: 300,
+    every: 60,
   });
   await inSync();
   expect((await log()).flatMap((line) => line.commands ?? [])).toEqual([]);
@@ -177,7 +177,7 @@ test("wrong settings stop it with one message, and it is not tried again; the da
   const running = await streams();
   await node.write(settings, `${right}WIGGLENET_WG_PORT=0\n`);
   await systemctl("restart", "wigglenet");
-  await until("the service to fail", async () => (await shown("ActiveState")) === "failed", { every: 300 });
+  await until("the service to fail", async () => (await shown("ActiveState")) === "failed", { every: 60 });
   expect(await shown("ExecMainStatus")).toBe("2");
   expect((await node.$`journalctl --no-pager -o cat -u wigglenet | tail -n 20`).stdout).toContain(
     'WIGGLENET_WG_PORT="0": must be a whole number from 1 to 65535',

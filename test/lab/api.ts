@@ -19,6 +19,10 @@ export interface Node extends ApiObject {
   status: { addresses?: { type: string; address: string }[]; [key: string]: unknown };
 }
 
+/** The objects of a manifest of one or several YAML documents. */
+export const objectsOf = (manifest: string): ApiObject[] =>
+  [Bun.YAML.parse(manifest) as ApiObject | ApiObject[]].flat().filter(Boolean);
+
 export class ApiError extends Error {
   readonly status: number;
 

@@ -18,8 +18,7 @@
  * of this machine, used by one lab after the other; the lab gives its nodes their pod CIDRs then.
  */
 import { existsSync, readFileSync } from "node:fs";
-import { parseAllDocuments } from "yaml";
-import type { ApiObject } from "./api.ts";
+import { objectsOf } from "./api.ts";
 import { repository } from "./cache.ts";
 import { Capture } from "./capture.ts";
 import { clearTraffic, watchClear } from "./clear.ts";
@@ -283,9 +282,8 @@ async function startControlPlane(
   const stale = access ? await controlPlane.api.nodes() : [];
   await Promise.all(stale.map(({ metadata }) => controlPlane.api.remove(`/api/v1/nodes/${metadata.name}`)));
   const manifest = readFileSync(`${repository}/deploy/manifest.yaml`, "utf8");
-  const objects = parseAllDocuments(manifest).map((document) => document.toJS() as ApiObject | null);
-  for (const object of objects)
-    if (object && object.kind !== "DaemonSet") await controlPlane.api.apply(object);
+  for (const object of objectsOf(manifest))
+    if (object.kind !== "DaemonSet") await controlPlane.api.apply(object);
   return controlPlane;
 }
 

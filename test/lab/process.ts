@@ -7,13 +7,16 @@ export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve
 /** How much longer than on a real machine things may take: the virtual machine is an emulated one. */
 export const patience = Number(process.env.LAB_PATIENCE ?? 1);
 
-/** Asks again until `attempt` gives something other than undefined or false. An exception ends the waiting. */
+/**
+ * Asks again until `attempt` gives something other than undefined or false. An exception ends the waiting. Milliseconds;
+ * in a virtual machine `every` is longer too, as who asks takes the processor from those who are asked.
+ */
 export async function until<T>(
   what: string,
   attempt: () => T | undefined | false | Promise<T | undefined | false>,
   { timeout = 10_000, every = 25, why = () => "" as string | Promise<string> } = {},
 ): Promise<T> {
-  for (const end = performance.now() + timeout * patience; ; await sleep(every)) {
+  for (const end = performance.now() + timeout * patience; ; await sleep(every * patience)) {
     const got = await attempt();
     if (got !== undefined && got !== false) return got;
     if (performance.now() > end)
