@@ -42,7 +42,9 @@ const results = [
   await group({ name: "scale", files: ["test/scale.test.ts"] }),
 ];
 {
-  await using controlPlane = await ControlPlane.start();
+  await using controlPlane = await ControlPlane.start().catch((error) =>
+    fail(`the light nodes' control plane: ${error.message}`),
+  );
   results.push(
     ...(await sideBySide(
       [
@@ -84,7 +86,12 @@ async function sideBySide(...rows: Group[][]): Promise<Result[]> {
 async function step(name: string, argv: string[]): Promise<void> {
   console.log(`${elapsed()}  ${name}`);
   if ((await Bun.spawn(argv, { stdin: "ignore", stdout: "inherit", stderr: "inherit" }).exited) === 0) return;
-  console.log(`${name} failed: ${argv.join(" ")}\n0 passed, 1 failed`);
+  fail(`${name} failed: ${argv.join(" ")}`);
+}
+
+/** Without which no test can tell anything. */
+function fail(why: string): never {
+  console.log(`${why}\n0 passed, 1 failed`);
   process.exit(1);
 }
 
@@ -105,8 +112,10 @@ async function group({ name, files, root = true, controlPlane }: Group): Promise
   ];
   const env = { ...process.env, ...(controlPlane && { LAB_CONTROL_PLANE: access }) };
   const child = Bun.spawn(argv, { env, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
-  await Promise.all([child.stdout, child.stderr].map((stream) => forward(stream, name)));
+  const output = Promise.all([child.stdout, child.stderr].map((stream) => forward(stream, name)));
   const code = await child.exited;
+  // What a test has left behind, its fault, may hold the other end for good.
+  await Promise.race([output, Bun.sleep(5_000)]);
   const { tests, failures } = totals(report);
   // A run that ended badly without a failed test has failed all the same.
   const failed = failures === 0 && (code !== 0 || tests === 0) ? 1 : failures;
