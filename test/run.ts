@@ -110,7 +110,8 @@ async function group({ name, files, root = true, controlPlane }: Group): Promise
     `--reporter-outfile=${report}`,
     ...files,
   ];
-  const env = { ...process.env, ...(controlPlane && { LAB_CONTROL_PLANE: access }) };
+  // Kubernetes' programs take a fifth less of the processor when they may take more memory.
+  const env = { ...process.env, GOGC: "400", ...(controlPlane && { LAB_CONTROL_PLANE: access }) };
   const child = Bun.spawn(argv, { env, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
   const output = Promise.all([child.stdout, child.stderr].map((stream) => forward(stream, name)));
   const code = await child.exited;

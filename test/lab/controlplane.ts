@@ -106,7 +106,6 @@ export class ControlPlane implements AsyncDisposable {
         stderr: "inherit",
       },
     );
-    forward.unref();
     stack.defer(async () => {
       forward.kill("SIGKILL");
       await forward.exited;

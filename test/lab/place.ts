@@ -99,7 +99,6 @@ export class Place {
   /** @param argv what becomes the place, by `exec` or, with `forks`, as an only child. */
   static async start(name: string, argv: string[], { forks = false } = {}): Promise<Place> {
     const child = Bun.spawn(argv, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
-    child.unref();
     const waiting = new Map<string, (answer: string) => void>();
     const innerPid = Number(
       await new Promise<string>((resolve, reject) => {

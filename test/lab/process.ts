@@ -1,4 +1,7 @@
-/** Programs that the lab starts. None outlives the process that started it (see tools/enter.c). */
+/**
+ * Programs that the lab starts. None outlives the process that started it (see tools/enter.c), and none is unref'ed: bun
+ * spins while it waits for nothing else.
+ */
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { tool } from "./cache.ts";
 
@@ -80,7 +83,6 @@ export class Service implements AsyncDisposable {
       stderr: fd,
       ...(options.env && { env: options.env }),
     });
-    child.unref();
     closeSync(fd);
     return new Service(name, options.log, child, options.joinsPids ?? false);
   }
