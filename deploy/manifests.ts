@@ -4,6 +4,7 @@
  */
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
+import { parse } from "yaml";
 import { $ } from "zx";
 import { type SettingName, settingNames, settings } from "../src/settings.ts";
 import { helm, kubernetesVersion } from "../test/lab/cache.ts";
@@ -22,7 +23,7 @@ export const inPod: Partial<Record<SettingName, string>> = { HEALTH_BIND_ADDR: "
 export function chartFiles(): Map<string, string> {
   const own = /^.*?\n(?=settings:\n)/s.exec(readFileSync(`${chart}/values.yaml`, "utf8"))![0];
   const values = own + valuesOfSettings();
-  const schema = { $schema: "http://json-schema.org/draft-07/schema#", ...schemaOf(Bun.YAML.parse(values)) };
+  const schema = { $schema: "http://json-schema.org/draft-07/schema#", ...schemaOf(parse(values)) };
   return new Map([
     [`${chart}/values.yaml`, values],
     [`${chart}/values.schema.json`, `${JSON.stringify(schema, null, 2)}\n`],

@@ -91,7 +91,7 @@ test(
           metadata: { annotations: { "wigglenet/public-key": kill % 4 === 0 ? "" : null } },
         });
       await node.startAgent();
-      await sleep(Math.random() * 400 * patience);
+      await sleep(Math.random() * 700 * patience);
     }
     await node.killAgent();
     await until(

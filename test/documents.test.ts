@@ -5,6 +5,7 @@
  */
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
+import { parse } from "yaml";
 import { compileExpression } from "../src/plan/expression.ts";
 import { repository } from "./lab/cache.ts";
 import { type Block, commandBlocks } from "./lab/documents.ts";
@@ -20,7 +21,7 @@ const wholeNodes = (word: string) => run("test/wholenode-baremetal.test.ts", `bl
 /** Not commands: a drawing, or what a command says. */
 const shown = "shown";
 const expression = (text: string) => void compileExpression(text);
-const yaml = (text: string) => void expect(Bun.YAML.parse(text)).toBeObject();
+const yaml = (text: string) => void expect(parse(text)).toBeObject();
 const unitFile = (text: string) => void expect(text).toMatch(/^\[Service\]\n[A-Z]\w+=\S+$/);
 
 const table: [document: string, words: string, use: Runner | typeof shown | ((text: string) => void)][] = [

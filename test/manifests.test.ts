@@ -1,6 +1,7 @@
 /** The chart and what is made from it: what is committed, every setting, every value. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
+import { parse } from "yaml";
 import { $ } from "zx";
 import { chart, chartFiles, fixed, inPod, manifests, render } from "../deploy/manifests.ts";
 import packageJson from "../package.json" with { type: "json" };
@@ -29,7 +30,7 @@ interface DaemonSet extends ApiObject {
 }
 
 const read = (path: string) => readFileSync(`${repository}/${path}`, "utf8");
-const values = Bun.YAML.parse(read("deploy/chart/values.yaml")) as object;
+const values = parse(read("deploy/chart/values.yaml")) as object;
 const kindsOf = (manifest: string) => objectsOf(manifest).map(({ kind }) => kind);
 const daemonSetOf = (manifest: string) =>
   objectsOf(manifest).find(({ kind }) => kind === "DaemonSet") as DaemonSet;
@@ -41,7 +42,7 @@ test("what is committed is what the chart renders, for this version", async () =
   for (const [path, text] of [...chartFiles(), ...rendered]) expect(readFileSync(path, "utf8")).toBe(text);
   const committed = [...new Bun.Glob("deploy/manifest*.yaml").scanSync(repository)];
   expect(committed.map((file) => `${repository}/${file}`).sort()).toEqual([...rendered.keys()].sort());
-  const { version, appVersion } = Bun.YAML.parse(read("deploy/chart/Chart.yaml")) as Record<string, string>;
+  const { version, appVersion } = parse(read("deploy/chart/Chart.yaml"));
   expect([version, appVersion]).toEqual([packageJson.version, packageJson.version]);
   expect(containerOf(read("deploy/manifest.yaml")).image).toBe(AGENT_IMAGE);
 });

@@ -284,14 +284,11 @@ test("a test process that is killed leaves nothing", async () => {
   const left = JSON.parse(new TextDecoder().decode(value)) as { dir: string; pids: number[] };
   const alive = () => {
     // Not by what walks directories: a process that ends meanwhile is none of its errors.
-    const files = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
-    const { stdout } = Bun.spawnSync([
-      "grep",
-      "-lsa",
-      left.dir,
-      ...files.map((pid) => `/proc/${pid}/cmdline`),
-    ]);
-    return stdout.toString().trim();
+    const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+    const files = pids.map((pid) => `/proc/${pid}/cmdline`);
+    return Bun.spawnSync(["grep", "-lsa", left.dir, ...files])
+      .stdout.toString()
+      .trim();
   };
   expect(alive()).not.toBe("");
   child.kill("SIGKILL");

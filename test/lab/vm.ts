@@ -154,7 +154,7 @@ function qemuCommand(
   { cpus = 1, memoryMiB = 4096, kernelArguments = [] }: VmOptions,
 ): string[] {
   const append = [
-    // What guards a kernel against its users costs an emulated one a tenth (without AppArmor alone it would be SELinux)
+    // What guards a kernel against its users costs an emulated one a twentieth; `lsm=`: without AppArmor alone it is SELinux
     "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 hardened_usercopy=off lsm= audit=0",
     // The emulated TSC is the machine's own; the kernel would rather trust the HPET, which costs an exit a reading
     "tsc=reliable clocksource=tsc",
