@@ -31,7 +31,9 @@ export async function probes(...pairs: [Host, Host][]): Promise<{ lost(): Promis
     /** Ends them; one line for each that lost something. */
     lost: async () => {
       const counts = await Promise.all(streams.map(stop));
-      return counts.flatMap(({ lost }, index) => (lost > 0 ? [`${streams[index]?.name}: ${lost}`] : []));
+      return counts.flatMap((count, index) =>
+        count.lost > 0 ? [`${streams[index]?.name}: ${JSON.stringify(count)}`] : [],
+      );
     },
   };
 }

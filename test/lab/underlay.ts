@@ -92,9 +92,10 @@ export class Underlay implements AsyncDisposable {
       `link add ${port(name)} mtu ${mtu} type veth peer name eth0 mtu ${mtu} netns ${node.pid}`,
       `link set ${port(name)} master br0 up`,
     );
-    // A lab may start in less time than duplicate address detection takes, and its link-local address would come in a test.
+    // A lab may start in less time than duplicate address detection takes, and its link-local address would come in a
+    // test: without probes too (dad_transmits) the kernel waits up to a second before it is done.
     await node.sysctl(
-      addresses.ipv6 ? { "net.ipv6.conf.eth0.dad_transmits": 0 } : { "net.ipv6.conf.eth0.disable_ipv6": 1 },
+      addresses.ipv6 ? { "net.ipv6.conf.eth0.accept_dad": 0 } : { "net.ipv6.conf.eth0.disable_ipv6": 1 },
     );
     await node.ip(
       "link set lo up",
