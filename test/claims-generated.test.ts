@@ -102,6 +102,7 @@ test("10,000 bad annotations: nothing lost between the real pods, no agent ends,
   await using lab = await Lab.start({ nodes: 2 });
   const { api } = lab.controlPlane;
   const pods = await Promise.all(lab.nodes.map((node) => node.pod("p")));
+  await lab.greeted();
   await lab.shakeHands();
   const states = () => Promise.all(lab.nodes.map(stateOf));
   const before = await states();

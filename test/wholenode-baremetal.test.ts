@@ -112,8 +112,10 @@ test("beside kubelet, by a token bound to the Node and by a client certificate, 
   agents.push(start(n2));
 
   await cluster.ready();
-  for (const { metadata } of await cluster.api.nodes())
-    expect(Object.keys(metadata.annotations ?? {})).toContain("wigglenet/public-key");
+  // A node is ready by its CNI file, which comes before its annotations.
+  await until("every Node to have its annotations", async () =>
+    (await cluster.api.nodes()).every(({ metadata }) => metadata.annotations?.["wigglenet/public-key"]),
+  );
 });
 
 test("their pods reach each other and every node", async () => {

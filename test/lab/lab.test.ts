@@ -294,7 +294,8 @@ test("a test process that is killed leaves nothing", async () => {
   child.kill("SIGKILL");
   await child.exited;
   await until("its processes to be gone", () => alive() === "");
-  expect(left.pids.filter((pid) => existsSync(`/proc/${pid}/root/etc`))).toEqual([]);
+  const namespaces = () => left.pids.filter((pid) => existsSync(`/proc/${pid}/root/etc`));
+  await until("its namespaces to be gone", () => namespaces().length === 0);
   await using next = await Lab.start({ agents: false, nodes: 0 }); // removes the directory of the one before
   expect(existsSync(left.dir)).toBe(false);
   expect(next.nodes).toEqual([]);
