@@ -16,7 +16,7 @@ export interface Scale {
   oneMore: string[];
 }
 
-const [, , backend = "nftables", count = "5000", rounds = "7"] = Bun.argv;
+const [, , backend = "nftables", count = "5000", rounds = "11"] = Bun.argv;
 
 function desired(nodes: number): Desired["firewall"] {
   const records = Array.from({ length: nodes }, (_, index) => {
