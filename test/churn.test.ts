@@ -90,7 +90,7 @@ test(
         await lab.nodes[2]!.patch({
           metadata: { annotations: { "wigglenet/public-key": kill % 4 === 0 ? "" : null } },
         });
-      await node.startAgent();
+      node.startAgent();
       await sleep(Math.random() * 700 * patience);
     }
     await node.killAgent();
@@ -98,11 +98,11 @@ test(
       "the neighbour's agent to have its annotations back",
       async () => (await lab.nodes[2]!.object()).metadata.annotations?.["wigglenet/public-key"],
     );
-    await node.startAgent();
+    node.startAgent();
     await node.inSync();
     await until("the state to be what it was", async () => Bun.deepEquals(await stateOf(node), before));
     await node.killAgent();
-    await node.startAgent();
+    node.startAgent();
     await node.inSync();
     expect(changes(node)).toEqual([]);
     expect(await stateOf(node)).toEqual(before);
@@ -199,7 +199,7 @@ test(
     await until("a session", async () => (await lab.reach(a, node, { family: "ipv6" })).ok);
     await node.powerCut();
     await node.boot();
-    await node.startAgent();
+    node.startAgent();
     await node.ready();
     await until(
       "the node to be reached",
@@ -224,7 +224,7 @@ test(
     const running = await probes([a, b]);
     await lab.controlPlane.stopServer();
     await first.stopAgent();
-    await first.startAgent();
+    first.startAgent();
     await sleep(60_000);
     expect(await onNodes()).toEqual(before);
     await lab.controlPlane.startServer();

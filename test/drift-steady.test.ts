@@ -91,7 +91,7 @@ test("an endpoint that moved stays while its peer is heard of, also across a res
   expect(lines.filter((line) => String(line).includes("endpoint"))).toEqual([]);
   expect(await endpointOf(looking, key)).toBe(roamed);
   await looking.stopAgent();
-  await looking.startAgent();
+  looking.startAgent();
   await looking.inSync();
   expect(await endpointOf(looking, key)).toBe(roamed);
   expect(await lab.unreached([...lab.nodes.map((node) => node.pods.get("p")!)])).toEqual([]);
@@ -173,7 +173,7 @@ test.each(["SIGTERM", "SIGKILL"] as const)("a restart after %s writes nothing", 
   );
   await Promise.all([kernel.mark("198.51.100.11"), nft.mark("first")]);
   await node.stopAgent(signal);
-  await node.startAgent();
+  node.startAgent();
   await node.inSync();
   await Promise.all([kernel.mark("198.51.100.12"), nft.mark("second")]);
   // Neighbours come and go with the packets themselves.

@@ -260,7 +260,7 @@ describe("an address that nobody has", () => {
     const nobody = at(n4, dead(cidrs), "nobody at");
     await expectUnreachable([p1, n1, p2], nobody);
 
-    await n4.startAgent();
+    n4.startAgent();
     await n4.ready();
     const p4 = await n4.pod("p");
     await until(

@@ -69,7 +69,7 @@ afterAll(async () => {
 
 async function restart(env: Record<string, string>): Promise<void> {
   await Promise.all(lab.nodes.map((node) => node.stopAgent()));
-  await Promise.all(lab.nodes.map((node) => node.startAgent(env)));
+  for (const node of lab.nodes) node.startAgent(env);
   await Promise.all(lab.nodes.map((node) => node.inSync()));
 }
 
@@ -199,7 +199,7 @@ test("each backend in the place of each other, on a running node: no packet lost
       .run(["iptables-legacy", "-t", "mangle", hint, "KUBE-IPTABLES-HINT"])
       .catch(() => undefined);
     await node.stopAgent();
-    await node.startAgent(environment(backend, settings));
+    node.startAgent(environment(backend, settings));
     await node.inSync();
     const left = backends.map(async (other) => [other, (await remains(node, other)) !== ""]);
     expect([backend, await Promise.all(left)]).toEqual([
@@ -221,7 +221,7 @@ test.each([
     node.namespace.run(["/bin/sh", "-ec", commands.map((command) => `${program} ${command}`).join("\n")]);
   await run(`-A ${established}`, "-P INPUT DROP");
   await node.stopAgent();
-  await node.startAgent();
+  node.startAgent();
   await node.inSync();
   const warnings = node.agentLog().filter((line) => String(line.msg).includes("have it accept the UDP port"));
   expect(warnings).toEqual([expect.objectContaining({ level: 40, what, port: 24601 })]);

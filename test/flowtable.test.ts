@@ -35,7 +35,7 @@ afterAll(() => lab[Symbol.asyncDispose]());
 
 async function restart(node: LightNode, env: Record<string, string>): Promise<void> {
   await node.stopAgent();
-  await node.startAgent(env);
+  node.startAgent(env);
   await node.inSync(30_000);
 }
 
@@ -195,7 +195,7 @@ if (offers)
       await using before = await lab.capture(`host ${p1.addresses.ipv6}`);
       await stream.flowing(10);
       expect((await before.stop()).length).toBeGreaterThan(10);
-      await n3.startAgent();
+      n3.startAgent();
       await n3.ready();
       await until(
         "n1 to have its address behind the tunnel",

@@ -49,7 +49,7 @@ describe("nothing in the clear", () => {
       first.map((address) => pods[0].place.stream({ protocol: "udp", address, rate: 200 })),
     );
     await sleep(300);
-    await fresh.startAgent();
+    fresh.startAgent();
     await fresh.ready();
     const pod = await fresh.pod("p");
     await until("the streams to arrive", async () =>
@@ -90,7 +90,7 @@ describe("nothing in the clear", () => {
     await nodes[1].powerCut();
     await sleep(300);
     await nodes[1].boot();
-    await nodes[1].startAgent();
+    nodes[1].startAgent();
     await nodes[1].ready();
     pods[1] = await nodes[1].pod("p");
     await until("the pods to reach each other", async () => (await lab.unreached(pods)).length === 0, {
@@ -172,7 +172,7 @@ describe.each([
     await using probe = await lab.probe(pods[0], pods[1], { family: "ipv6" });
     await using outward = await lab.probe(pods[0], lab.outside, { family: "ipv4" });
     await nodes[0].stopAgent();
-    await nodes[0].startAgent({ FIREWALL_BACKEND: backend, FILTER_IPV4: "1", FILTER_IPV6: "1" });
+    nodes[0].startAgent({ FIREWALL_BACKEND: backend, FILTER_IPV4: "1", FILTER_IPV6: "1" });
     await nodes[0].inSync();
     await Promise.all([probe.flowing(20), outward.flowing(20)]);
     expect((await probe.stop()).lost).toBe(0);
@@ -220,7 +220,7 @@ describe.each([
       ]);
     const before = await foreign();
     await nodes[0].stopAgent();
-    await nodes[0].startAgent({ FIREWALL_BACKEND: backend });
+    nodes[0].startAgent({ FIREWALL_BACKEND: backend });
     await nodes[0].inSync();
     expect(await foreign()).toBe(before);
     expect(await lab.unreached(pods)).toEqual([]);

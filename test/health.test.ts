@@ -62,7 +62,7 @@ test(
   "ready when in sync and published, not before; not while something fails; ready again",
   async () => {
     await lab.controlPlane.stopServer();
-    await node.startAgent();
+    node.startAgent();
     const waiting = await until("an answer", ready);
     expect(waiting).toMatchObject({ status: 503, text: expect.stringContaining("have not been read yet") });
     expect(await get("http://127.0.0.1:24602/healthz")).toMatchObject({ status: 200, text: "ok\n" });
@@ -93,7 +93,7 @@ test(
 test(
   "metrics count passes, changes, nodes, peers and handshakes, without a label for each node",
   async () => {
-    await other.startAgent();
+    other.startAgent();
     await until("the other node to be ready", async () => (await ready(other))?.status === 200, {
       timeout: 15_000,
     });
@@ -156,7 +156,7 @@ describe("by HTTPS", () => {
     install(server);
     copyFileSync(ca, inside("client-ca.crt"));
     await node.stopAgent();
-    await node.startAgent({
+    node.startAgent({
       METRICS_BIND_ADDR: "127.0.0.1:24603",
       METRICS_TLS_CERT_FILE: `${files}/tls.crt`,
       METRICS_TLS_KEY_FILE: `${files}/tls.key`,
@@ -208,7 +208,7 @@ describe("by HTTPS", () => {
         "METRICS_TLS_CLIENT_CA_FILE=.*: is no certificate in PEM",
       ],
     ] as const) {
-      await node.startAgent(env);
+      node.startAgent(env);
       expect(await node.agentExit()).toBe(2);
       expect(JSON.stringify(node.agentLog())).toMatch(new RegExp(`wrong configuration:.*${says}`));
     }
@@ -216,7 +216,7 @@ describe("by HTTPS", () => {
 
   test("a certificate that is half renewed at the start is waited for, and the network does not wait", async () => {
     copyFileSync(server.key, inside("other.key"));
-    await node.startAgent({
+    node.startAgent({
       METRICS_BIND_ADDR: "127.0.0.1:24603",
       METRICS_TLS_CERT_FILE: `${files}/tls.crt`,
       METRICS_TLS_KEY_FILE: `${files}/other.key`,
@@ -238,19 +238,19 @@ test(
       `${lab.underlay.dir}/log/holder.log`,
     );
     await until("the port to be taken", async () => (await get("http://[::1]:24604/")) !== undefined);
-    await node.startAgent({ HEALTH_BIND_ADDR: "[::1]:24604" });
+    node.startAgent({ HEALTH_BIND_ADDR: "[::1]:24604" });
     expect(await node.agentExit()).toBe(1);
     expect(JSON.stringify(node.agentLog())).toContain(
       String.raw`HEALTH_BIND_ADDR=\"[::1]:24604\": cannot listen: something else listens there`,
     );
     await holder.stop();
-    await node.startAgent({ METRICS_BIND_ADDR: "192.0.2.1:9091" });
+    node.startAgent({ METRICS_BIND_ADDR: "192.0.2.1:9091" });
     await node.inSync();
     expect(JSON.stringify(node.agentLog())).toContain(
       String.raw`METRICS_BIND_ADDR=\"192.0.2.1:9091\": cannot listen: this node has no such address`,
     );
     await node.stopAgent();
-    await node.startAgent({ HEALTH_BIND_ADDR: "[::1]:24604" });
+    node.startAgent({ HEALTH_BIND_ADDR: "[::1]:24604" });
     await until("an answer by IPv6", async () => (await get("http://[::1]:24604/readyz"))?.status === 200);
   },
   60_000 * patience,

@@ -132,7 +132,7 @@ describe("on a node", () => {
     expect(performance.now() - begin).toBeLessThan(2_000);
     expect(n1.agentLog().at(-1)).toMatchObject({ msg: "stopping; the data path stays", signal: "SIGTERM" });
     await there.flowing(10);
-    await n1.startAgent();
+    n1.startAgent();
     await n1.inSync(20_000);
     await there.flowing(10);
     expect(await there.stop()).toMatchObject({ lost: 0 });
@@ -148,7 +148,7 @@ describe("on a node", () => {
     await n1.stopAgent();
     await n1.write(privateKey, key.trim());
     await n1.$`chmod 644 ${privateKey}`;
-    await n1.startAgent();
+    n1.startAgent();
     await n1.inSync(20_000);
     expect([n1.read(privateKey), mode(n1, privateKey)]).toEqual([key.trim(), "600"]);
     expect(n1.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
@@ -156,7 +156,7 @@ describe("on a node", () => {
     await n1.stopAgent();
     for (const wrong of ["", "not a key\n", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"]) {
       await n1.write(privateKey, wrong);
-      await n1.startAgent();
+      n1.startAgent();
       expect(await n1.agentExit()).toBe(1);
       expect(String(n1.agentLog().at(-1)?.text)).toContain(
         `private key ${privateKey} is not base64 of 32 bytes`,
@@ -165,7 +165,7 @@ describe("on a node", () => {
     }
     expect(await lab.unreached([p1, p2])).toEqual([]);
     await n1.write(privateKey, key);
-    await n1.startAgent();
+    n1.startAgent();
     await n1.inSync(20_000);
   });
 
@@ -202,7 +202,7 @@ describe("on a node", () => {
     const old = await issueToken("short-lived");
     await n2.stopAgent();
     await n2.write(token, old);
-    await n2.startAgent();
+    n2.startAgent();
     await n2.inSync(20_000);
     await n2.renewToken();
     await api.remove("/api/v1/namespaces/kube-system/secrets/short-lived");
@@ -234,7 +234,7 @@ describe("on a node", () => {
     const before = await stateOf(n1);
     await n1.stopAgent();
     await api.remove(binding);
-    await n1.startAgent();
+    n1.startAgent();
     await said(n1, "apply the ClusterRole of deploy/manifest.yaml");
     expect(n1.agentRuns).toBe(true);
     await api.create({ ...rest, metadata: { name: metadata.name } });
@@ -243,7 +243,7 @@ describe("on a node", () => {
 
     await n1.stopAgent();
     await lab.controlPlane.stopServer();
-    await n1.startAgent();
+    n1.startAgent();
     await said(n1, "cannot follow");
     expect(n1.agentRuns).toBe(true);
     expect(await lab.unreached([p1, p2])).toEqual([]);
@@ -261,7 +261,7 @@ describe("on a node", () => {
     await node.podCIDRs();
     await node.write(token, await issueToken());
     await api.remove(`/api/v1/nodes/${node.name}`);
-    await node.startAgent();
+    node.startAgent();
     await said(node, "waiting for kubelet to register it");
     expect(await stateOf(node)).toMatchObject({ routes: [], cni: { content: undefined }, annotations: {} });
     await node.join(lab.controlPlane);
@@ -287,7 +287,7 @@ describe("on a node", () => {
     // Without wireguard-go on its PATH.
     await node.write("/opt/bin/.keep", "");
     await node.$`for tool in ip wg nft; do ln -s $(command -v $tool) /opt/bin/$tool; done`;
-    await node.startAgent({ WIREGUARD: way!, PATH: "/opt/bin" });
+    node.startAgent({ WIREGUARD: way!, PATH: "/opt/bin" });
     const line = await said(node, remedy!);
     expect(line).toMatchObject({ resource: "tunnel", level: 50 });
     await until("the guards", async () =>
@@ -301,7 +301,7 @@ describe("on a node", () => {
     });
 
     await node.stopAgent();
-    await node.startAgent({ WIREGUARD: "auto" });
+    node.startAgent({ WIREGUARD: "auto" });
     await node.ready();
     await lab.removeNode(node);
   });
@@ -310,7 +310,7 @@ describe("on a node", () => {
     const node = await lab.addNode({}, { agent: false });
     await node.podCIDRs();
     await node.stopWireguard();
-    await node.startAgent({ WIREGUARD: "userspace", LOG_LEVEL: "debug" });
+    node.startAgent({ WIREGUARD: "userspace", LOG_LEVEL: "debug" });
     await node.ready();
     await said(node, "in a container the tunnel ends with it");
     const pod = await node.pod("p");
@@ -323,7 +323,7 @@ describe("on a node", () => {
     await node.killAgent();
     await probe.flowing(10);
     expect(await server()).toBe(pid);
-    await node.startAgent({ WIREGUARD: "userspace" });
+    node.startAgent({ WIREGUARD: "userspace" });
     await node.inSync(20_000);
     expect(await node.stopAgent()).toBe(0);
     await probe.flowing(10);

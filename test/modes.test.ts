@@ -236,7 +236,7 @@ describe("--dry-run", () => {
     await node.namespace.run(["/bin/sh", "-euc", text], { env });
     const pasted = await stateOf(node);
     expect(await dryRun(node)).toBe("");
-    await node.startAgent();
+    node.startAgent();
     await node.inSync();
     expect(await stateOf(node)).toEqual(pasted);
     expect(node.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);

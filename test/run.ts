@@ -42,22 +42,23 @@ const results = [
   await group({ name: "scale", files: ["test/scale.test.ts"] }),
 ];
 {
-  await using controlPlane = await ControlPlane.start().catch((error) =>
-    fail(`the light nodes' control plane: ${error.message}`),
-  );
+  await using stack = new AsyncDisposableStack();
+  const [one, other] = await Promise.all([startControlPlane(stack), startControlPlane(stack)]);
+  const half = Math.ceil(lightNodes.length / 2);
   results.push(
     ...(await sideBySide(
       [
         { name: "release", files: ["test/release.test.ts"] },
-        { name: "light nodes", files: lightNodes, controlPlane },
-      ],
-      [
         // What needs more of a control plane than its address.
         { name: "control plane", files: ["test/lab", "test/manifests-server.test.ts"] },
-        { name: "whole nodes", files: ["test/wholenode", "test/demo"] },
+        { name: "light nodes 1", files: lightNodes.slice(0, half), controlPlane: one },
       ],
-      // Which wait most of their time.
-      [{ name: "churn", files: ["test/churn.test.ts", "test/claims-generated.test.ts"] }],
+      [{ name: "whole nodes", files: ["test/wholenode", "test/demo"] }],
+      [
+        // Which wait most of their time.
+        { name: "churn", files: ["test/churn.test.ts", "test/claims-generated.test.ts"] },
+        { name: "light nodes 2", files: lightNodes.slice(half), controlPlane: other },
+      ],
     )),
   );
 }
@@ -89,6 +90,12 @@ async function step(name: string, argv: string[]): Promise<void> {
   fail(`${name} failed: ${argv.join(" ")}`);
 }
 
+async function startControlPlane(stack: AsyncDisposableStack): Promise<ControlPlane> {
+  return stack.use(
+    await ControlPlane.start().catch((error) => fail(`the light nodes' control plane: ${error.message}`)),
+  );
+}
+
 /** Without which no test can tell anything. */
 function fail(why: string): never {
   console.log(`${why}\n0 passed, 1 failed`);
@@ -98,7 +105,7 @@ function fail(why: string): never {
 async function group({ name, files, root = true, controlPlane }: Group): Promise<Result> {
   const from = performance.now();
   const report = join(reports, `${name}.xml`);
-  const access = join(reports, "control-plane.json");
+  const access = join(reports, `${name}.json`);
   if (controlPlane) await Bun.write(access, JSON.stringify({ ...controlPlane.access, host: "127.0.0.1" }));
   const argv = [
     ...(root ? [] : ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]),

@@ -65,7 +65,7 @@ test(
       for (const node of lab.nodes) {
         const before = await stateOf(node);
         await node.stopAgent();
-        await node.startAgent({}, executable);
+        node.startAgent({}, executable);
         await node.inSync(20_000);
         expect(JSON.parse((await annotation(node, "agent"))!)).toMatchObject({ version: to });
         expect(changes(node)).toEqual(["own Node annotated"]);
@@ -115,7 +115,7 @@ describe("of three nodes", () => {
       const keyFile = fileIdentity(second, privateKey);
       const cniBefore = second.read(cniFile);
       const from = nodes[0].agentLog().length;
-      await second.startAgent();
+      second.startAgent();
       await second.inSync(20_000);
       expect([second.read(privateKey), await annotation(second, "public-key")]).toEqual(key);
       expect(fileIdentity(second, privateKey)).toBe(keyFile);
@@ -136,7 +136,7 @@ describe("of three nodes", () => {
       await reached();
 
       expect(await running.lost()).toEqual([]);
-      await third.startAgent();
+      third.startAgent();
       await third.inSync(20_000);
     },
     180_000 * patience,
@@ -152,7 +152,7 @@ describe("of three nodes", () => {
       await third.powerCut();
       rmSync(`${lab.underlay.dir}/nodes/${third.name}${privateKey}`);
       await third.boot();
-      await third.startAgent();
+      third.startAgent();
       const key = await until(
         "the new annotation",
         async () => {

@@ -22,7 +22,7 @@ let pods: [Pod, Pod];
 beforeAll(async () => {
   lab = await Lab.start({ nodes: [{ systemd: true }, {}], agents: false });
   node = lab.nodes[0]!;
-  await lab.nodes[1]!.startAgent();
+  lab.nodes[1]!.startAgent();
   await until("systemd to be up", async () => (await systemctl("is-system-running")) === "running", {
     timeout: 30_000,
     every: 200,

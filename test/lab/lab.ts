@@ -9,7 +9,7 @@
  *     await using probe = await lab.probe(a!, b!, { protocol: "udp", family: "ipv6" });
  *     await using capture = await lab.capture();                    // packets with a pod's address on the underlay
  *     await lab.nodes[0]!.killAgent();
- *     await lab.nodes[0]!.startAgent();
+ *     lab.nodes[0]!.startAgent();
  *     expect((await probe.stop()).lost).toBe(0);
  *     expect(await capture.stop()).toEqual([]);
  *   }, 60_000);
@@ -124,7 +124,7 @@ export class Lab implements AsyncDisposable {
 
   /** Starts every agent and waits for the CNI files. */
   async startAgents(env: Record<string, string> = {}): Promise<void> {
-    await Promise.all(this.nodes.map((node) => node.startAgent(env)));
+    for (const node of this.nodes) node.startAgent(env);
     await Promise.all(this.nodes.map((node) => node.ready()));
   }
 
@@ -136,7 +136,7 @@ export class Lab implements AsyncDisposable {
     const node = this.#make(spec);
     await node.boot();
     await node.join(this.controlPlane);
-    if (agent) await node.startAgent();
+    if (agent) node.startAgent();
     return node;
   }
 

@@ -248,12 +248,11 @@ export class LightNode implements Host, AsyncDisposable {
   }
 
   /** Starts the agent, the lab's or another executable; does not wait for anything that it does. */
-  async startAgent(env: Record<string, string> = {}, binary = this.#ground.binary): Promise<void> {
+  startAgent(env: Record<string, string> = {}, binary = this.#ground.binary): void {
     if (this.#agent?.running) throw new Error(`the agent of ${this.name} runs already`);
     const log = this.#log("agent");
     this.#agentLogFrom = existsSync(log) ? lstatSync(log).size : 0;
     this.#agent = this.#start("agent", [binary, "agent"], this.agentEnv(env));
-    await this.#agent.pid();
   }
 
   /** The exit code. */
