@@ -68,10 +68,18 @@ test("all files of a release, with their checksums", async () => {
   expect(checked.stdout.trim().split("\n")).toEqual(expected.map((name) => `${name}: OK`));
 });
 
-test("made twice it is the same", async () => {
+test("made twice it is the same, and files that an image is built from at that moment are left alone", async () => {
   const sums = readFileSync(`${release}/SHA256SUMS`, "utf8");
+  const files = () =>
+    architectures.flatMap((architecture) => {
+      const tree = `${repository}/dist/image/${architecture}`;
+      const paths = readdirSync(tree, { recursive: true, encoding: "utf8" }).sort();
+      return paths.map((path) => `${path} ${lstatSync(join(tree, path)).ino}`);
+    });
+  const before = files();
   await sh`npm run --silent release -- --dry-run`;
   expect(readFileSync(`${release}/SHA256SUMS`, "utf8")).toBe(sums);
+  expect(files()).toEqual(before);
 });
 
 test("the executable is the same wherever it is built", async () => {
