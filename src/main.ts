@@ -71,7 +71,8 @@ async function main(): Promise<void> {
 /** JSON lines. On paper the commands are the output, and only what is wrong is worth a line beside them. */
 function logger(level: string, paper: boolean): Logger {
   const options = { level: paper ? "warn" : level, base: null, timestamp: pino.stdTimeFunctions.isoTime };
-  return pino(options, pino.destination(paper ? 2 : 1));
+  // Written when it is said: what ends the agent is its last line, and a kill loses none.
+  return pino(options, pino.destination({ dest: paper ? 2 : 1, sync: true }));
 }
 
 async function runAgent(config: Config, client: ApiClient, log: Logger): Promise<void> {
