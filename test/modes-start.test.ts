@@ -8,7 +8,7 @@ import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { stateOf } from "./lab/state.ts";
+import { type NodeState, stateOf } from "./lab/state.ts";
 
 const binary = `${repository}/dist/wigglenet`;
 const token = "/etc/kubernetes/wigglenet/token";
@@ -102,6 +102,8 @@ describe("on a node", () => {
   let lab: Lab;
   let n1: LightNode, n2: LightNode;
   let p1: Pod, p2: Pod;
+  /** Of n1, as it is whenever it has followed what a test did to the others. */
+  let settled: NodeState;
 
   beforeAll(async () => {
     lab = await Lab.start({ nodes: 2 });
@@ -109,6 +111,7 @@ describe("on a node", () => {
     [p1, p2] = await Promise.all([n1.pod("p"), n2.pod("p")]);
     await lab.greeted();
     await lab.shakeHands();
+    settled = await stateOf(n1);
   }, 60_000);
   afterAll(() => lab?.[Symbol.asyncDispose]());
 
@@ -124,7 +127,6 @@ describe("on a node", () => {
     (statSync(`/proc/${node.namespace.pid}/root${path}`).mode & 0o777).toString(8);
 
   test("SIGTERM leaves the data path standing, and the next start finds nothing to do", async () => {
-    const before = await stateOf(n1);
     await using there = await lab.probe(p1, p2);
     await using back = await lab.probe(p2, p1, { family: "ipv6", protocol: "tcp" });
     const begin = performance.now();
@@ -138,7 +140,7 @@ describe("on a node", () => {
     expect(await there.stop()).toMatchObject({ lost: 0 });
     expect(await back.stop()).toMatchObject({ lost: 0 });
     expect(n1.agentLog().filter((line) => "commands" in line)).toEqual([]);
-    expect(await stateOf(n1)).toEqual(before);
+    expect(await stateOf(n1)).toEqual(settled);
   });
 
   test("the private key is kept, with a newline or without, and closed to others; a malformed one stops the start", async () => {
@@ -231,7 +233,6 @@ describe("on a node", () => {
     const { api } = lab.controlPlane;
     const binding = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/wigglenet";
     const { metadata, ...rest } = await api.get(binding);
-    const before = await stateOf(n1);
     await n1.stopAgent();
     await api.remove(binding);
     n1.startAgent();
@@ -239,7 +240,7 @@ describe("on a node", () => {
     expect(n1.agentRuns).toBe(true);
     await api.create({ ...rest, metadata: { name: metadata.name } });
     await n1.inSync(20_000);
-    expect(await stateOf(n1)).toEqual(before);
+    expect(await stateOf(n1)).toEqual(settled);
 
     await n1.stopAgent();
     await lab.controlPlane.stopServer();
@@ -249,7 +250,7 @@ describe("on a node", () => {
     expect(await lab.unreached([p1, p2])).toEqual([]);
     await lab.controlPlane.startServer();
     await n1.inSync(20_000);
-    expect(await stateOf(n1)).toEqual(before);
+    expect(await stateOf(n1)).toEqual(settled);
     // One line for each of the two lists that it could not have, and one that they are back.
     const warnings = n1.agentLog().filter((line) => Number(line.level) >= 40);
     expect(warnings.map((line) => line.msg)).toEqual(["cannot follow", "cannot follow"]);
