@@ -5,9 +5,13 @@ import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config.ts";
 
 /** An agent that may look, but change nothing. */
-function agentOf(nodes: { complete: boolean }, createLink: () => Promise<void>): Agent {
+function agentOf(
+  nodes: { complete: boolean },
+  createLink: () => Promise<void>,
+  { podCIDRs = ["10.244.1.0/24"], lines = [] as string[] } = {},
+): Agent {
   const never = () => Promise.reject(new Error("nothing is to be changed"));
-  const own = { metadata: { name: "n1" }, spec: { podCIDRs: ["10.244.1.0/24"] }, status: {} };
+  const own = { metadata: { name: "n1" }, spec: { podCIDRs }, status: {} };
   return new Agent({
     config: readConfig({ NODE_NAME: "n1", WIGGLENET_IFACE_NAME: "no-such-link" }),
     nodes: { ...nodes, own, ownIsThere: true, others: new Map() } as unknown as ClusterNodes,
@@ -15,7 +19,7 @@ function agentOf(nodes: { complete: boolean }, createLink: () => Promise<void>):
     publicKey: null,
     version: "1.0.0",
     reserved: [],
-    log: pino({ level: "silent" }),
+    log: pino({ base: null }, { write: (line) => lines.push(line) }),
   });
 }
 
@@ -50,4 +54,11 @@ test("while the API server is not there an agent waits, which is no hanging", as
   expect(agent.unready()).toBe("the Nodes of the cluster have not been read yet");
   stop.abort();
   await running;
+});
+
+test("what is waited for is said once, not at each pass", async () => {
+  const lines: string[] = [];
+  const agent = agentOf({ complete: true }, () => Promise.resolve(), { podCIDRs: [], lines });
+  for (let pass = 0; pass < 3; pass += 1) await agent.pass();
+  expect(lines).toEqual([expect.stringContaining("the Node has no spec.podCIDRs yet")]);
 });

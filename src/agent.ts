@@ -13,18 +13,11 @@ import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
-import { contains } from "./plan/address.ts";
+import { contains, familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
-import {
-  matchingLinks,
-  nodeAddresses,
-  nodeLinks,
-  type OwnSettings,
-  ownPodRanges,
-  underlayMtu,
-} from "./plan/own.ts";
+import { matchingLinks, nodeAddresses, nodeLinks, ownPodRanges, underlayMtu } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
@@ -56,10 +49,10 @@ export class Agent {
   #synced = false;
   /** When the loop should have come round at the latest, in milliseconds of performance.now(). */
   #dueBy = Number.POSITIVE_INFINITY;
-  /** Of the node's own links, at the last look. */
+  /** The node's own that its links have had since it had them. */
   #addresses: ReadonlySet<string> = new Set();
-  /** By variable, the names in it that no link had then. */
-  readonly #missing = new Map<string, string[]>();
+  /** By topic, what was wrong at the last look. */
+  readonly #wrong = new Map<string, object | undefined>();
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -182,20 +175,19 @@ export class Agent {
 
     const links = await host.attempt("links", () => host.links());
     if (links === undefined) return;
-    this.#followAddresses(links);
-    const settings = await this.#ownSettings();
     const routes = config.firewallOnly
       ? undefined
       : await host.attempt("look at routes", () => host.routes());
     if (!config.firewallOnly && routes === undefined) return;
-    const podRanges = await this.#ownPodRanges(node, links, settings, routes);
+    const podRanges = await this.#ownPodRanges(node, links, routes);
     if (podRanges === undefined) return;
     const own = {
       name: config.nodeName,
       publicKey: this.#publicKey,
       podRanges,
-      ...nodeAddresses(node, links, settings),
+      ...nodeAddresses(node, links, config),
     };
+    this.#followAddresses(links, own.addresses);
 
     // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
     // what reaches this node without one.
@@ -240,7 +232,7 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (host.backend) metrics.buildInfo.set({ version: this.#version, firewall_backend: host.backend }, 1);
-    if (!this.#synced) await this.#checkForwarding();
+    await this.#checkForwarding(own.podRanges);
     return tunnel !== undefined;
   }
 
@@ -256,53 +248,55 @@ export class Agent {
   }
 
   /** Connections to the API server die silently with the address that they come from. */
-  #followAddresses(links: readonly Link[]): void {
+  #followAddresses(links: readonly Link[], addresses: readonly string[]): void {
     const own = nodeLinks(links, this.#config.linkName);
     const present = new Set(own.flatMap((link) => link.addresses.map((entry) => entry.address)));
     if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
-    this.#addresses = present;
+    this.#addresses = new Set([...this.#addresses, ...addresses].filter((address) => present.has(address)));
     this.#tellMissing("NODE_IP_INTERFACES", this.#config.nodeIpInterfaces, own);
   }
 
   /** A mistyped name, or a link that is still to come. */
   #tellMissing(variable: string, names: readonly string[], links: readonly { name: string }[]): void {
     const missing = names.filter((name) => !links.some((link) => link.name === name));
-    if (missing.length > 0 && !Bun.deepEquals(missing, this.#missing.get(variable)))
-      this.#log.warn(
-        { missing, links: links.map((link) => link.name) },
-        `${variable} names links that are not there: they count once they are`,
-      );
-    this.#missing.set(variable, missing);
+    this.#tell(
+      variable,
+      missing.length > 0 ? { missing } : undefined,
+      `${variable} names links that are not there: they count once they are`,
+      { links: links.map((link) => link.name) },
+    );
   }
 
-  async #ownSettings(): Promise<OwnSettings> {
-    const { podCidrSourcePath: path, podCidrSource } = this.#config;
-    const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
-    return {
-      ...this.#config,
-      podCidrFile: fromFile ? { path, content: await readIfThere(path) } : undefined,
-    };
+  /** Says what is wrong when it begins or changes, not at each look. */
+  #tell(topic: string, wrong: object | undefined, message: string, details: object = {}): void {
+    if (wrong !== undefined && !Bun.deepEquals(wrong, this.#wrong.get(topic)))
+      this.#log.warn({ ...wrong, ...details }, message);
+    this.#wrong.set(topic, wrong);
   }
 
   /** @returns undefined while nothing is known; a source that fails later leaves what it gave before */
   async #ownPodRanges(
     node: NodeObject,
     links: readonly Link[],
-    settings: OwnSettings,
     routes: ObservedRoutes | undefined,
   ): Promise<PodRange[] | undefined> {
+    const { podCidrSourcePath: path, podCidrSource } = this.#config;
     const gateways = (routes?.underlay ?? []).flatMap((route) => route.via ?? []);
-    const compute = () => ownPodRanges(node, links, settings, gateways);
-    const computed =
-      this.#podRanges === undefined
-        ? compute()
-        : await this.#host.attempt("pod CIDRs", async () => compute());
+    const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
+    const compute = async () => {
+      const podCidrFile = fromFile ? { path, content: await readIfThere(path) } : undefined;
+      return ownPodRanges(node, links, { ...this.#config, podCidrFile }, gateways);
+    };
+    const computed = await (this.#podRanges === undefined
+      ? compute()
+      : this.#host.attempt("pod CIDRs", compute));
     if (computed !== undefined && (computed.length > 0 || this.#config.firewallOnly)) {
       if (!Bun.deepEquals(computed, this.#podRanges))
         this.#log.info({ podCidrs: computed.map((range) => range.subnet) }, "own pod CIDRs");
       this.#podRanges = computed;
     } else if (this.#podRanges === undefined)
-      this.#log.warn(
+      this.#tell(
+        "pod CIDRs",
         { node: this.#config.nodeName },
         "the Node has no spec.podCIDRs yet: waiting for the controller manager (--allocate-node-cidrs) to set them; or set POD_CIDR_SOURCE_IPV4 and POD_CIDR_SOURCE_IPV6",
       );
@@ -352,13 +346,14 @@ export class Agent {
     this.#reported = reported;
   }
 
-  async #checkForwarding(): Promise<void> {
-    const off = await forwardingOff(this.#config.procSysNet);
-    if (off.length > 0)
-      this.#log.warn(
-        { off },
-        "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d",
-      );
+  async #checkForwarding(own: readonly PodRange[]): Promise<void> {
+    const podFamilies = new Set(own.map((range) => familyOf(range.subnet)));
+    const off = await forwardingOff(this.#config.procSysNet, podFamilies);
+    this.#tell(
+      "forwarding",
+      off.length > 0 ? { off } : undefined,
+      "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d",
+    );
   }
 
   /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */

@@ -18,7 +18,7 @@ import { diffDevices, observeDevices } from "./host/flowtable.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
-import { type Command, command, type Step } from "./host/run.ts";
+import { type Command, command, type Step, summary } from "./host/run.ts";
 import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
 import type { Desired } from "./plan/desired.ts";
@@ -182,6 +182,7 @@ export class Host {
     if (firewallOnly) {
       await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
       await this.attempt("flow table", () => this.#applyDevices(desired.firewall));
+      await this.attempt("overlay to remove", () => this.#retireOverlay());
       return;
     }
     const linked = await this.attempt("link", () => this.#applyLink(desired));
@@ -193,9 +194,8 @@ export class Host {
       diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, this.#tunnelSeenAt);
     const peered = peers
       ? await this.attempt("peers to add", async () => {
-          await this.#withTunnel(peers.result, () =>
-            this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) }),
-          );
+          this.#tunnel = undefined;
+          await this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) });
           for (const peer of desired.peers) this.#wantedEndpoints.set(peer.publicKey, peer.endpoint);
           return true;
         })
@@ -221,9 +221,10 @@ export class Host {
       return true;
     });
     if (peers && unrouted)
-      await this.attempt("peers to remove", () =>
-        this.#withTunnel(peers.result, () => this.perform("peers or prefixes removed", peers.remove)),
-      );
+      await this.attempt("peers to remove", async () => {
+        await this.perform("peers or prefixes removed", peers.remove);
+        this.#tunnel = peers.result;
+      });
     if (peers) await this.attempt("greeting", () => this.#greet(desired, tunnel));
     if (linked && guarded && filtered && unrouted)
       await this.attempt("CNI file", () => this.#applyCni(desired));
@@ -289,27 +290,33 @@ export class Host {
     return true;
   }
 
+  /** Of an earlier configuration, in which this plugin connected the node's pods. */
+  async #retireOverlay(): Promise<void> {
+    const { linkName, cniConfigPath } = this.#config;
+    const steps = diffCni(cniConfigPath, undefined, await observeCni(cniConfigPath));
+    await this.perform("CNI file removed", steps);
+    const nothing = { routes: [], ruleFamilies: [] };
+    const observed = await this.routes();
+    await this.perform("routes removed", diffRoutes(linkName, nothing, observed).remove);
+    this.#routes = settledRoutes(nothing, observed);
+    const own = (await this.links()).find((link) => link.name === linkName);
+    if (own) await this.#retireLink(own);
+  }
+
   /** Of an earlier configuration with a tunnel. */
   async #retireLink(link: Link): Promise<void> {
+    const kernel = link.kind === "wireguard";
+    // One that a wireguard-go serves, which may be a service of the node, stays with that: empty.
+    if (!kernel && !(link.kind === "tun" && link.addresses.some((entry) => entry.global))) return;
     // Routes go with their link or its last address.
     this.#routes = undefined;
-    if (link.kind === "wireguard")
-      await this.perform("link removed", [command`ip link delete dev ${link.name}`]);
-    // One that a wireguard-go serves, which may be a service of the node, stays with that: empty.
-    const addressed = link.addresses.some((entry) => entry.global);
-    if (link.kind !== "tun" || !addressed) return;
+    this.#links = undefined;
+    if (kernel) return await this.perform("link removed", [command`ip link delete dev ${link.name}`]);
     const tunnel = await observeTunnel(link.name);
     await this.perform("link emptied", [
       ...diffPeers(link.name, [], tunnel, new Map(), 0).remove,
       ...diffLink(link.name, { mtu: link.mtu, addresses: [] }, link),
     ]);
-    this.#links = undefined;
-  }
-
-  async #withTunnel(result: Tunnel, change: () => Promise<void>): Promise<void> {
-    this.#tunnel = undefined;
-    await change();
-    this.#tunnel = result;
   }
 
   /** What must hold before the tunnel does: all, but no node is reached by a tunnel that is not there yet. */
@@ -382,16 +389,4 @@ function named(desired: Desired, commands: readonly Command[]): string[] {
   const words = new Set(commands.flatMap((each) => each.argv));
   const names = desired.peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
   return names.length > 20 ? [...names.slice(0, 20), `and ${names.length - 20} more`] : names;
-}
-
-/** A step in one line of the log. */
-function summary(step: Step): string {
-  const text =
-    step.kind === "run"
-      ? [
-          ...step.argv,
-          ...(step.stdin === undefined ? [] : ["<<", step.stdin.trim().replaceAll("\n", "; ")]),
-        ].join(" ")
-      : `${step.kind} ${step.path}`;
-  return text.length > 300 ? `${text.slice(0, 300)}… (${text.length} characters)` : text;
 }

@@ -209,6 +209,27 @@ test("FIREWALL_ONLY: the annotations, masquerade and filter, and nothing else", 
   await lab.removeNode(node);
 });
 
+test("FIREWALL_ONLY on a node that had the overlay: that goes, but for its key", async () => {
+  const node = await lab.addNode({}, { agent: true });
+  await node.ready();
+  expect((await stateOf(node)).routes).not.toEqual([]);
+  await node.stopAgent();
+  node.startAgent({ FIREWALL_ONLY: "1" });
+  await node.inSync();
+  const state = await stateOf(node);
+  expect(state).toMatchObject({ routes: [], cni: { target: undefined, content: undefined } });
+  expect(state.annotations).not.toContainKey(key);
+  expect(state.rules.join("\n")).not.toContain("24601");
+  expect(state.link.filter((line) => line.includes(" inet"))).toEqual([]);
+  expect(state.wireguard.slice(1)).toEqual([]);
+  expect(node.read(privateKey)).toBeDefined();
+  await node.stopAgent();
+  node.startAgent({ FIREWALL_ONLY: "1" });
+  await node.inSync();
+  expect(node.agentLog().filter((line) => "commands" in line)).toEqual([]);
+  await lab.removeNode(node);
+});
+
 describe("--dry-run", () => {
   /** All that a command could change, whoever's it is. */
   async function everything(node: LightNode): Promise<string> {

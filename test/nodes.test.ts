@@ -1,17 +1,21 @@
-/** What a node tells of itself, and what it finds wanting. */
-import { expect, test } from "bun:test";
+/** What a node tells of itself, what it finds wanting, and what it does not take for a reason to act. */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
 import { until } from "./lab/process.ts";
 
-test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that is off is named", async () => {
-  await using lab = await Lab.start({
+const addresses = { ipv4: "192.0.2.77", ipv6: "2001:db8:77::1" };
+let lab: Lab;
+let n1: LightNode, n2: LightNode;
+
+beforeAll(async () => {
+  lab = await Lab.start({
     nodes: [{ env: { NODE_IP_INTERFACES: "lan0" } }, { forwarding: false }],
     agents: false,
   });
-  const [n1, n2] = lab.nodes as [LightNode, LightNode];
-  const addresses = { ipv4: "192.0.2.77", ipv6: "2001:db8:77::1" };
+  [n1, n2] = lab.nodes as [LightNode, LightNode];
   await n1.namespace.ip(
     "link add lan0 type bridge",
     "link set lan0 up",
@@ -19,16 +23,90 @@ test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that
     `addr add ${addresses.ipv6}/128 dev lan0 nodad`,
   );
   await lab.startAgents();
+});
+afterAll(() => lab?.[Symbol.asyncDispose]());
+
+/** Gives the bridge another address, and waits until that is announced: what was done before has been seen by then. */
+async function announceAnother(address: string): Promise<void> {
+  await n1.namespace.ip(`addr add ${address}/32 dev lan0`);
+  await until("the other address to be announced", async () =>
+    (await n1.object()).metadata.annotations?.["wigglenet/node-ips"]?.includes(address),
+  );
+}
+
+test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that is off is named once", async () => {
   const forwarding = (node: LightNode) =>
-    node.agentLog().find((line) => String(line.msg).startsWith("forwarding is off"));
-  await until("forwarding to be named", () => forwarding(n2));
-  expect(forwarding(n2)?.off).toEqual(["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]);
+    node.agentLog().filter((line) => String(line.msg).startsWith("forwarding is off"));
+  await until("forwarding to be named", () => forwarding(n2).length > 0);
+  // A change that n2 follows too.
+  await announceAnother("192.0.2.78");
+  await until("n2 to route it", async () =>
+    (await n2.$`ip route show table 24601`).stdout.includes("192.0.2.78"),
+  );
+  expect(forwarding(n2).map(({ off }) => off)).toEqual([
+    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"],
+  ]);
 
   const pod = await n2.pod("p");
   await lab.shakeHands();
-  expect(forwarding(n1)).toBeUndefined();
+  expect(forwarding(n1)).toEqual([]);
   const lan: Host = { name: "lan0 of n1", addresses, place: n1.place };
   await using capture = await lab.capture(`host ${addresses.ipv4} or host ${addresses.ipv6}`);
   expect(await lab.unreached([[pod, lan]])).toEqual([]);
   expect(await capture.stop()).toEqual([]);
+});
+
+test("an address of others on the node, as on the link of an IPVS kube-proxy, may go: the watches stay", async () => {
+  const watches = async () => {
+    const { stdout } = await n1.$`ss -Htn state established ${"( dport = :6443 )"}`;
+    return stdout
+      .split("\n")
+      .filter(Boolean)
+      .map((line) => line.split(/ +/)[2]);
+  };
+  await n1.namespace.ip("link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0");
+  await announceAnother("192.0.2.79");
+  const before = await watches();
+  expect(before.length).toBeGreaterThanOrEqual(2);
+  await n1.namespace.ip("addr del 10.96.0.1/32 dev kube-ipvs0");
+  await announceAnother("192.0.2.80");
+  expect(await watches()).toEqual(expect.arrayContaining(before));
+  // One of the node's own is another matter.
+  await n1.namespace.ip("addr del 192.0.2.80/32 dev lan0");
+  await until("other watches", async () => {
+    const now = await watches();
+    return now.length >= before.length && now.every((watch) => !before.includes(watch));
+  });
+});
+
+test("a peer whose going failed halfway goes at the retry", async () => {
+  const ip = `#!/bin/sh\ntest "$2" = -batch && test -e /opt/way/blocked && exit 1\nexec /sbin/ip "$@"\n`;
+  await n1.$`mkdir -p /opt/way`;
+  await n1.write("/opt/way/ip", ip);
+  await n1.$`chmod +x /opt/way/ip`;
+  await n1.stopAgent();
+  n1.startAgent({ PATH: `/opt/way:${n1.agentEnv().PATH}` });
+  await n1.inSync();
+  const key = randomBytes(32).toString("base64");
+  await lab.controlPlane.api.create({
+    apiVersion: "v1",
+    kind: "Node",
+    metadata: {
+      name: "leaver",
+      annotations: {
+        "wigglenet/agent": "{}",
+        "wigglenet/public-key": key,
+        "wigglenet/node-ips": '["172.30.0.99"]',
+        "wigglenet/pod-cidrs": '["10.99.0.0/24"]',
+      },
+    },
+  });
+  const peers = async () => (await n1.$`wg show wigglenet peers`).stdout;
+  await until("the peer", async () => (await peers()).includes(key));
+  await n1.$`touch /opt/way/blocked`;
+  await lab.controlPlane.api.remove("/api/v1/nodes/leaver");
+  await until("a failure", () => n1.agentLog().some((line) => line.resource === "routes to remove"));
+  expect(await peers()).toContain(key);
+  await n1.$`rm /opt/way/blocked`;
+  await until("the peer to be gone", async () => !(await peers()).includes(key));
 });

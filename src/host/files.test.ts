@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import type { Family } from "../plan/address.ts";
 import {
   diffCni,
   diffSysctls,
@@ -130,6 +131,16 @@ describe("the CNI file", () => {
     expect(diffCni(path, "new", observed)).toEqual(steps);
   });
 
+  test.each<[title: string, observed: ObservedCni, steps: Step[]]>([
+    ["nothing there", { target: undefined, content: undefined }, []],
+    ["ours", { target, content: "old" }, [{ kind: "remove", path }]],
+    ["ours, from before a reboot", { target, content: undefined }, [{ kind: "remove", path }]],
+    ["another's", { target: undefined, content: "new" }, []],
+    ["another's link", { target: "/elsewhere", content: "new" }, []],
+  ])("none wanted: %s", (_, observed, steps) => {
+    expect(diffCni(path, undefined, observed)).toEqual(steps);
+  });
+
   test.each<[title: string, prepare: () => void, observed: ObservedCni]>([
     ["nothing", () => undefined, { target: undefined, content: undefined }],
     ["a file", () => put("cni", "x"), { target: undefined, content: "x" }],
@@ -175,13 +186,16 @@ describe("sysctls", () => {
     );
   });
 
-  test.each<[present: Record<string, string>, off: string[]]>([
-    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "1\n" }, []],
-    [{ "ipv4/ip_forward": "0\n", "ipv6/conf/all/forwarding": "1\n" }, ["net.ipv4.ip_forward"]],
-    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "0\n" }, ["net.ipv6.conf.all.forwarding"]],
-    [{ "ipv4/ip_forward": "1\n" }, []],
-  ])("forwarding %j: off are %j", async (present, off) => {
+  const v4 = "net.ipv4.ip_forward";
+  const v6 = "net.ipv6.conf.all.forwarding";
+  test.each<[present: Record<string, string>, podFamilies: Family[], off: string[]]>([
+    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "1\n" }, ["ipv4", "ipv6"], []],
+    [{ "ipv4/ip_forward": "0\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv4", "ipv6"], [v4, v6]],
+    [{ "ipv4/ip_forward": "0\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv6"], [v6]],
+    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv4"], []],
+    [{ "ipv4/ip_forward": "0\n" }, ["ipv4", "ipv6"], [v4]],
+  ])("forwarding %j, pods of %j: off are %j", async (present, podFamilies, off) => {
     for (const [name, value] of Object.entries(present)) put(name, value);
-    expect(await forwardingOff(folder)).toEqual(off);
+    expect(await forwardingOff(folder, new Set(podFamilies))).toEqual(off);
   });
 });

@@ -2,6 +2,7 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync } from "node:crypto";
 import { chmod, mkdir, readFile, readlink, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { type Family, families } from "../plan/address.ts";
 import { parseKey } from "../plan/node.ts";
 import { createExclusively, type Step } from "./run.ts";
 
@@ -55,8 +56,10 @@ export async function observeCni(path: string): Promise<ObservedCni> {
   return { target, content: await readIfThere(path) };
 }
 
-export function diffCni(path: string, desired: string, observed: ObservedCni): Step[] {
+/** @param desired undefined: pods are not ours to connect, and what is not ours stays where it is */
+export function diffCni(path: string, desired: string | undefined, observed: ObservedCni): Step[] {
   const target = cniTarget(path);
+  if (desired === undefined) return observed.target === target ? [{ kind: "remove", path }] : [];
   if (observed.target === target && observed.content === desired) return [];
   return [
     { kind: "write", path: target, content: desired, mode: 0o644 },
@@ -87,11 +90,12 @@ export async function diffSysctls(
   return steps;
 }
 
-/** The forwarding sysctls that are off though pods need them. */
-export async function forwardingOff(root: string): Promise<string[]> {
-  const names = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
-  const values = await Promise.all(names.map((name) => readIfThere(join(root, name))));
-  return names
+/** The forwarding sysctls that are off though pods of these families need them. */
+export async function forwardingOff(root: string, podFamilies: ReadonlySet<Family>): Promise<string[]> {
+  const names = { ipv4: "ipv4/ip_forward", ipv6: "ipv6/conf/all/forwarding" };
+  const needed = families.filter((family) => podFamilies.has(family)).map((family) => names[family]);
+  const values = await Promise.all(needed.map((name) => readIfThere(join(root, name))));
+  return needed
     .filter((_, index) => values[index]?.trim() === "0")
     .map((name) => `net.${name.replaceAll("/", ".")}`);
 }
@@ -100,8 +104,8 @@ export async function readIfThere(path: string): Promise<string | undefined> {
   try {
     return await readFile(path, "utf8");
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
+    const { code, message } = error as NodeJS.ErrnoException;
     if (code === "ENOENT" || code === "ENOTDIR") return undefined;
-    throw error;
+    throw new Error(`${path} cannot be read: ${message}`);
   }
 }

@@ -1,7 +1,7 @@
 /** What an agent leaves standing when it ends, taken away: the CNI file first, so that no pod starts any more. */
 import { existsSync } from "node:fs";
 import { families } from "../plan/address.ts";
-import { observeCni } from "./files.ts";
+import { diffCni, observeCni } from "./files.ts";
 import { observeFirewall, removeFirewall } from "./firewall.ts";
 import { observeLinks } from "./link.ts";
 import { diffRoutes, observeRoutes } from "./routes.ts";
@@ -21,7 +21,7 @@ export async function removal(of: { link: string; cniConfigPath: string; files: 
   ]);
   const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));
   return [
-    ...(cni.target?.startsWith("/run/wigglenet/") ? [command`rm ${of.cniConfigPath}`] : []),
+    ...diffCni(of.cniConfigPath, undefined, cni),
     ...diffRoutes(of.link, { routes: [], ruleFamilies: [] }, routes).remove,
     ...removeFirewall(firewall),
     // A wireguard-go that serves it ends with it.

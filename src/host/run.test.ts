@@ -127,6 +127,7 @@ describe("printed", () => {
       "install -m 0755 /usr/lib/cni/ptp /opt/cni/bin/ptp",
     ],
     [{ kind: "symlink", path: "/etc/cni/x y", target: "/run/x" }, "ln -sfn /run/x '/etc/cni/x y'"],
+    [{ kind: "remove", path: "/etc/cni/x y" }, "rm '/etc/cni/x y'"],
     [
       { kind: "sysctl", path: "/proc/sys/net/ipv4/conf/x/rp_filter", value: "2" },
       "echo 2 > /proc/sys/net/ipv4/conf/x/rp_filter",

@@ -20,6 +20,8 @@ export type Step =
   | { kind: "copy"; path: string; from: string; mode: number }
   /** A symbolic link at `path`, made anew by rename. */
   | { kind: "symlink"; path: string; target: string }
+  /** A file, or a symbolic link itself, taken away. */
+  | { kind: "remove"; path: string }
   /** A value written to an existing file under /proc/sys, in place. */
   | { kind: "sysctl"; path: string; value: string };
 
@@ -110,6 +112,9 @@ export async function perform(steps: readonly Step[]): Promise<void> {
         await symlink(step.target, temporary(step.path));
         await rename(temporary(step.path), step.path);
         break;
+      case "remove":
+        await unlink(step.path);
+        break;
       case "sysctl":
         await Bun.write(step.path, step.value);
         break;
@@ -135,9 +140,23 @@ export function printStep(step: Step): string {
       return `install -m ${step.mode.toString(8).padStart(4, "0")} ${quoted(step.from)} ${quoted(step.path)}`;
     case "symlink":
       return `ln -sfn ${quoted(step.target)} ${quoted(step.path)}`;
+    case "remove":
+      return `rm ${quoted(step.path)}`;
     case "sysctl":
       return `echo ${quoted(step.value)} > ${quoted(step.path)}`;
   }
+}
+
+/** A step in one line of the log. */
+export function summary(step: Step): string {
+  const text =
+    step.kind === "run"
+      ? [
+          ...step.argv,
+          ...(step.stdin === undefined ? [] : ["<<", step.stdin.trim().replaceAll("\n", "; ")]),
+        ].join(" ")
+      : `${step.kind} ${step.path}`;
+  return text.length > 300 ? `${text.slice(0, 300)}… (${text.length} characters)` : text;
 }
 
 function argvOf(pieces: TemplateStringsArray, words: readonly Word[]): string[] {

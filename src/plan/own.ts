@@ -59,7 +59,7 @@ export function matches(name: string, pattern: string): boolean {
 export function nodeAddresses(
   node: NodeObject,
   links: readonly NodeLink[],
-  settings: OwnSettings,
+  settings: Pick<OwnSettings, "linkName" | "nodeIpInterfaces">,
 ): NodeAddresses {
   const own = nodeLinks(links, settings.linkName);
   const entries = own.flatMap((link) => link.addresses);
