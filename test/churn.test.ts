@@ -1,5 +1,8 @@
 /** Nodes come, change and go, agents and the API server die: what does not concern a flow must not cost it a packet. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { randomBytes } from "node:crypto";
+import { version } from "../package.json";
+import { annotationsOf } from "../src/plan/node.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
@@ -81,23 +84,35 @@ test(
   async () => {
     const [node] = lab.nodes as [LightNode];
     const [a, b] = pods as [Pod, Pod];
+    const { api } = lab.controlPlane;
+    await api.create({ apiVersion: "v1", kind: "Node", metadata: { name: "changing" } });
+    const change = (publicKey: string | null) => {
+      const [podCidrs, addresses] = [["10.99.0.0/24", "fd00:99::/64"], ["172.30.0.99"]];
+      const annotations = annotationsOf({ version, publicKey, podCidrs, addresses, endpoints: addresses });
+      return api.patch("/api/v1/nodes/changing", { metadata: { annotations } });
+    };
+    const key = randomBytes(32).toString("base64");
+    await change(key);
+    const stands = async () => (await node.$`wg show wigglenet peers`).stdout.includes(key);
+    await until("the changing Node's peer", stands);
     const before = await stateOf(node);
     const running = await probes([a, b]);
+    let changing = 0;
     for (let kill = 0; kill < 20; kill += 1) {
       await node.killAgent();
-      // Each second time it has something to do when it starts: its neighbour's annotation has come or gone.
-      if (kill % 2 === 0)
-        await lab.nodes[2]!.patch({
-          metadata: { annotations: { "wigglenet/public-key": kill % 4 === 0 ? "" : null } },
-        });
+      // So that it has a peer and routes to add or to remove when it starts.
+      await change((await stands()) ? null : key);
       node.startAgent();
-      await sleep(Math.random() * 700 * patience);
+      // Each second time not before it has begun with that.
+      if (kill % 2 === 1) await until("its first change", () => changes(node).length > 0, { every: 1 });
+      await sleep(Math.random() * (kill % 2 === 1 ? 10 : 700) * patience);
+      const said = node.agentLog().some(({ msg }) => msg === "in sync");
+      if (changes(node).length > 0 && !said) changing += 1;
     }
+    // Of those that had begun, before they had ended.
+    expect(changing).toBeGreaterThanOrEqual(5);
     await node.killAgent();
-    await until(
-      "the neighbour's agent to have its annotations back",
-      async () => (await lab.nodes[2]!.object()).metadata.annotations?.["wigglenet/public-key"],
-    );
+    await change(key);
     node.startAgent();
     await node.inSync();
     await until("the state to be what it was", async () => Bun.deepEquals(await stateOf(node), before));
@@ -107,6 +122,7 @@ test(
     expect(changes(node)).toEqual([]);
     expect(await stateOf(node)).toEqual(before);
     expect(await running.lost()).toEqual([]);
+    await api.remove("/api/v1/nodes/changing");
   },
   120_000 * patience,
 );
