@@ -133,6 +133,13 @@ describe("who wins", () => {
         ["a: ", "b: 192.0.2.9"],
       ],
       [
+        "an address of a node in the tunnel over an older pod CIDR around it, also when two had claimed it until now",
+        own(),
+        [node("a", ["192.0.2.8/31", "2001:db8::/64"]), node("b", [cidr, "192.0.2.9", "2001:db8::9"])],
+        { [cidr]: "key of b" },
+        ["a: ", `b: ${cidr} 192.0.2.9 2001:db8::9`],
+      ],
+      [
         "an address twice, and a pod CIDR of one of the two around it: not by that way either",
         own(),
         [node("a", ["192.0.2.9", "192.0.2.8/31", "192.0.2.9/32", cidr]), node("b", ["192.0.2.9"])],

@@ -158,16 +158,19 @@ function listClaims(
   // Tunnelled for neither means for no third by a pod CIDR either, nor for one of the two.
   for (const address of contested)
     claims.push({ node: nobody, prefix: address, kind: "endpoint", rank: rank.guard, created: "" });
+  const inTunnel = new Set([...owners.values(), ...endpoints.keys()]);
   for (const node of nodes) {
     const key = keys.get(node.name);
     const fresh = key === undefined ? rank.keyless : rank.new;
+    // An address that two claimed has left the tunnel: a pod CIDR must not take it as soon as one of them lets go.
+    const ofAddress = key !== undefined && inTunnel.has(key) ? rank.guard : fresh;
     const claim = (prefix: string, kind: Claim["kind"], allowedIp: string): Claim => {
       const stands = key !== undefined && owners.get(allowedIp) === key;
       return {
         node: node.name,
         prefix,
         kind,
-        rank: stands ? rank.standing : fresh,
+        rank: stands ? rank.standing : kind === "address" ? ofAddress : fresh,
         created: node.created,
       };
     };
