@@ -179,8 +179,11 @@ function parseAnnotations(annotations: Record<string, string>): ParsedAnnotation
   };
   const list = (name: string, parse: (text: string) => string | undefined, right: string): string[] => {
     const value = parseList(annotations[name]);
-    const parsed = value?.map((entry) => (typeof entry === "string" ? parse(entry) : undefined));
-    if (parsed === undefined || parsed.includes(undefined) || parsed.length > mostEntries) {
+    const parsed =
+      value && value.length <= mostEntries
+        ? value.map((entry) => (typeof entry === "string" ? parse(entry) : undefined))
+        : undefined;
+    if (parsed === undefined || parsed.includes(undefined)) {
       wrong(name, right);
       return [];
     }
