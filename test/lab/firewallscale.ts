@@ -5,7 +5,7 @@
 import { type Backend, diffFirewall, observeFirewall, removeFirewall } from "../../src/host/firewall.ts";
 import { perform } from "../../src/host/run.ts";
 import { type Desired, plan } from "../../src/plan/desired.ts";
-import { input, node } from "../../src/plan/fixtures/input.ts";
+import { crowd, input } from "../../src/plan/fixtures/input.ts";
 
 export interface Scale {
   /** Milliseconds of each round: what is there, what is wanted, the difference, the programs that write it. */
@@ -18,21 +18,7 @@ export interface Scale {
 
 const [, , backend = "nftables", count = "5000", rounds = "11"] = Bun.argv;
 
-function desired(nodes: number): Desired["firewall"] {
-  const records = Array.from({ length: nodes }, (_, index) => {
-    const [high, low] = [index >> 8, index & 255];
-    const addresses = [`172.16.${high}.${low}`, `2001:db8:1::${index.toString(16)}`];
-    return node(index, {
-      podCidrs: [
-        `10.${64 + high}.${low}.0/24`,
-        `fd00:2:${(high + 1).toString(16)}:${(low + 1).toString(16)}::/64`,
-      ],
-      addresses,
-      endpoints: addresses,
-    });
-  });
-  return plan(input({ nodes: records })).firewall;
-}
+const desired = (count: number) => plan(input({ nodes: crowd(count) })).firewall;
 
 async function sync(firewall: Desired["firewall"]) {
   const from = performance.now();

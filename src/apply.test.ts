@@ -1,0 +1,101 @@
+/** What a change costs in a cluster of 5,000 nodes: passes of an agent whose commands are written down, and not run. */
+import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
+import pino from "pino";
+import { Agent } from "./agent.ts";
+import type { ClusterNodes } from "./cluster/nodes.ts";
+import { readConfig } from "./config.ts";
+import type { Command } from "./host/run.ts";
+import { families } from "./plan/address.ts";
+import { crowd } from "./plan/fixtures/input.ts";
+import type { NodeRecord } from "./plan/node.ts";
+
+const others = new Map(crowd(5_000).map((node) => [node.name, node]));
+const ran: Command[] = [];
+/** The programs that were asked what is there. */
+const asked: string[] = [];
+
+const address = (local: string, prefixlen: number) => ({ local, prefixlen, scope: "global" });
+const links = [
+  { ifname: "eth0", mtu: 1500, addr_info: [address("172.31.0.1", 12), address("2001:db8:1::ffff", 64)] },
+  {
+    ifname: "wigglenet",
+    linkinfo: { info_kind: "wireguard" },
+    flags: ["UP"],
+    mtu: 1420,
+    addr_info: [address("10.1.0.1", 32), address("fd00:1::1", 128)],
+  },
+];
+/** A kernel with nothing of ours but the link, set up, with a peer: those of an empty one would be greeted later. */
+function answer(argv: string): string {
+  if (argv.includes("address show")) return JSON.stringify(links);
+  if (argv.startsWith("wg show")) return "\t\t0\toff\nsomebody\t\t\t\t0";
+  return argv.startsWith("nft") ? '{ "nftables": [] }' : "";
+}
+
+const spawn = spyOn(Bun, "spawn");
+let agent: Agent;
+beforeAll(async () => {
+  spawn.mockImplementation(((argv: string[]) => {
+    asked.push(argv.join(" "));
+    const [stdout, stderr] = [answer(argv.join(" ")), ""].map((text) => new Blob([text]).stream());
+    return { stdout, stderr, exited: Promise.resolve(0), exitCode: 0 };
+  }) as unknown as typeof Bun.spawn);
+  const own = {
+    metadata: { name: "own", annotations: {} },
+    spec: { podCIDRs: ["10.1.0.0/24", "fd00:1::/64"] },
+    status: { addresses: links[0]!.addr_info.map(({ local }) => ({ type: "InternalIP", address: local })) },
+  };
+  agent = new Agent({
+    config: { ...readConfig({ NODE_NAME: "own" }), families },
+    nodes: { complete: true, own, ownIsThere: true, others } as unknown as ClusterNodes,
+    hands: {
+      paper: false,
+      perform: async (steps) => {
+        ran.push(...steps.filter((step) => step.kind === "run"));
+      },
+      createLink: () => Promise.reject(new Error("it is there")),
+      annotate: async (annotations) => {
+        Object.assign(own.metadata.annotations, annotations);
+      },
+    },
+    publicKey: "key-own",
+    version: "1.0.0",
+    reserved: [],
+    log: pino({ level: "silent" }),
+  });
+  await agent.pass();
+  expect(agent.unready()).toBeUndefined();
+  // Every node has been put in.
+  const written = ran.map(({ argv, stdin = "" }) => `${argv.join(" ")} ${stdin}`).join("\n");
+  for (const word of ["key-4999", "10.83.135.0/24 dev wigglenet", "10.83.135.0/24,", "172.16.19.135"])
+    expect(written).toContain(word);
+  expect(asked).toContain("wg show wigglenet dump");
+});
+afterAll(() => spawn.mockRestore());
+
+const one = others.get("n2000")!;
+const addresses = ["172.17.0.1", "2001:db8:2::1"];
+const podCidrs = ["10.200.0.0/24", "fd00:3::/64"];
+test.each<[title: string, node: NodeRecord | undefined, most: number]>([
+  ["does not change", one, 0],
+  ["has another key", { ...one, publicKey: "another key" }, 8],
+  ["has other pod CIDRs", { ...one, podCidrs }, 8],
+  ["has other addresses", { ...one, addresses, endpoints: addresses }, 8],
+  ["changes altogether", { ...one, publicKey: "a third key", podCidrs: ["10.201.0.0/24"] }, 8],
+  ["leaves", undefined, 8],
+  ["joins", one, 8],
+])(
+  "one node among 5,000 %s: a handful of short commands, and no look at the kernel",
+  async (_, node, most) => {
+    ran.length = 0;
+    asked.length = 0;
+    if (node) others.set(one.name, node);
+    else others.delete(one.name);
+    await agent.pass();
+    expect(agent.unready()).toBeUndefined();
+    expect(asked).toEqual([]);
+    expect(ran.length).toBeLessThanOrEqual(most);
+    expect(ran.length > 0).toBe(most > 0);
+    expect(JSON.stringify(ran).length).toBeLessThan(2_000);
+  },
+);
