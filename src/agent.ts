@@ -13,8 +13,9 @@ import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
-import { contains, familyOf } from "./plan/address.ts";
+import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
+import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
 import { matchingLinks, nodeAddresses, nodeLinks, ownPodRanges, underlayMtu } from "./plan/own.ts";
@@ -22,8 +23,6 @@ import type { PodRange } from "./plan/pods.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
 const coalesce = 25;
-/** Milliseconds for which the pod CIDRs of a node that left stay unreachable. */
-const departure = 600_000;
 /** Milliseconds after which a pass hangs: no command runs for longer than a minute, and few may. */
 const passLimit = 180_000;
 
@@ -42,8 +41,7 @@ export class Agent {
    * Not what it sees: in a link that was deleted, or edited by somebody, nothing of it stands any more.
    */
   #standing: Standing | undefined;
-  /** By prefix, when it may be forgotten. */
-  readonly #departed = new Map<string, number>();
+  readonly #departed = new Departed();
   #expected: Expectation | undefined;
   #reported = new Map<string, string>();
   #synced = false;
@@ -303,25 +301,12 @@ export class Agent {
     return this.#podRanges;
   }
 
-  /** Unreachable prefixes of ours that nobody claims any more, not yet to be forgotten, and what we except from them. */
   #departedClaims(routes: ObservedRoutes, own: readonly PodRange[]): string[] {
-    const claimed = new Set([
+    const claimed = [
       ...own.map((range) => range.subnet),
       ...[...this.#nodes.others.values()].flatMap((node) => node.podCidrs),
-    ]);
-    const present = new Set(
-      routes.own.filter((route) => route.type === "unreachable").map((route) => route.prefix),
-    );
-    const now = performance.now();
-    for (const [prefix, until] of this.#departed)
-      if (claimed.has(prefix) || (until <= now && !present.has(prefix))) this.#departed.delete(prefix);
-    for (const prefix of present)
-      if (!claimed.has(prefix) && !this.#departed.has(prefix)) this.#departed.set(prefix, now + departure);
-    const left = [...this.#departed].filter(([, until]) => until > now).map(([prefix]) => prefix);
-    const excepted = routes.own.filter(
-      (route) => route.type === "underlay" && left.some((prefix) => contains(prefix, route.prefix)),
-    );
-    return [...left, ...excepted.map((route) => route.prefix.replace(/\/.*/, ""))];
+    ];
+    return this.#departed.claims(claimed, routes.own, performance.now());
   }
 
   #count({ peers, problems }: ReturnType<typeof plan>, own: readonly PodRange[]): void {
