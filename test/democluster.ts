@@ -2,7 +2,8 @@
 import { kubernetesDir } from "./lab/cache.ts";
 import { Capture, wireguardPort } from "./lab/capture.ts";
 import { Cluster } from "./lab/cluster.ts";
-import { families, type Outcome, reachability, settle, unreached, ways } from "./lab/reachability.ts";
+import { families } from "./lab/namespace.ts";
+import { type Outcome, reachability, settle, unreached, ways } from "./lab/reachability.ts";
 
 const begin = performance.now();
 const step = (line: string) =>

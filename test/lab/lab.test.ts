@@ -8,8 +8,10 @@ import { anythingClear } from "./capture.ts";
 import { ControlPlane } from "./controlplane.ts";
 import { Lab } from "./lab.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
+import type { Host } from "./namespace.ts";
 import type { Pod } from "./pod.ts";
 import { until } from "./process.ts";
+import { reachability, unreached } from "./reachability.ts";
 
 setDefaultTimeout(60_000);
 
@@ -107,6 +109,28 @@ test("all pairs of pods, nodes and outside", async () => {
   expect(await lab.unreached([...nodes, lab.outside], { size: 1500, dontFragment: true })).toEqual([]);
   const tooLarge = await lab.reach(nodes[0], nodes[1], { protocol: "icmp", size: 1501, dontFragment: true });
   expect(tooLarge).toEqual({ ok: false, reason: "Message too long" });
+});
+
+test("what has no address of a family is not reached by it, rather than not tried", async () => {
+  const file = "/etc/cni/net.d/20-half.conflist";
+  const ipam = { type: "host-local", ranges: [[{ subnet: "10.99.0.0/24" }]], routes: [{ dst: "0.0.0.0/0" }] };
+  const conflist = { cniVersion: "1.0.0", name: "half", plugins: [{ type: "ptp", ipam }] };
+  await nodes[0].write(file, JSON.stringify(conflist));
+  const half = await nodes[0].pod("half", { network: "half" });
+  expect(await lab.unreached([nodes[0], half], { protocols: ["udp"] })).toEqual([
+    "n1 -> n1/half udp ipv6: n1/half has no address",
+    "n1/half -> n1 udp ipv6: n1/half has no address",
+  ]);
+  const way = { kind: "node → pod", from: nodes[0], to: half, protocols: ["udp" as const] };
+  expect(unreached(await reachability([way]))).toEqual([
+    "node → pod: n1 → n1/half, udp, ipv6, n1/half has no address",
+  ]);
+  const four: Host = { ...lab.outside, addresses: { ipv4: lab.outside.addresses.ipv4! } };
+  expect(() => lab.paths([[four, nodes[0]]], { families: ["ipv6"] })).toThrow(
+    "nothing to try from outside to n1",
+  );
+  await half.remove();
+  await nodes[0].$`rm ${file}`;
 });
 
 test("a pod that is not masqueraded gets no answer from outside", async () => {

@@ -24,12 +24,11 @@ import { Capture } from "./capture.ts";
 import { clearTraffic, watchClear } from "./clear.ts";
 import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
 import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
-import type { Host } from "./namespace.ts";
+import { families as bothFamilies, type Family, type Host } from "./namespace.ts";
 import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
+import { Pod } from "./pod.ts";
 import { until } from "./process.ts";
 import { type Families, pick, Underlay } from "./underlay.ts";
-
-type Family = "ipv4" | "ipv6";
 
 export interface LabOptions {
   /** How many, or one by one. Default 2. */
@@ -63,6 +62,7 @@ export interface Path {
 }
 
 export type ReachOptions = Path & Omit<PacketOptions, "protocol" | "address"> & { timeout?: number };
+type PathsOptions = { protocols?: Protocol[] | undefined; families?: Family[] | undefined };
 export type ProbeOptions = Path & Omit<PacketOptions, "protocol" | "address"> & { rate?: number };
 
 export class Lab implements AsyncDisposable {
@@ -96,7 +96,7 @@ export class Lab implements AsyncDisposable {
     const started = startControlPlane(families, underlay, access);
     const lab = parts.use(
       new Lab(
-        { underlay, wireguard, binary, env: { ...guestEnv, ...env } },
+        { underlay, families: familiesOf(families), wireguard, binary, env: { ...guestEnv, ...env } },
         { ...options, ...(access && { controlPlane: access }) },
         started,
       ),
@@ -152,7 +152,7 @@ export class Lab implements AsyncDisposable {
     return from.place.reach({
       protocol: "udp",
       ...options,
-      address: addressOf(to, options.family ?? familiesOf(from, to)[0]),
+      address: addressOf(to, options.family ?? commonFamilies(from, to)[0]),
     });
   }
 
@@ -184,31 +184,37 @@ export class Lab implements AsyncDisposable {
 
   /** A steady stream of numbered packets there and back, 50 a second. It flows when this returns. */
   async probe(from: Host, to: Host, options: ProbeOptions = {}): Promise<Stream> {
-    const address = addressOf(to, options.family ?? familiesOf(from, to)[0]);
+    const address = addressOf(to, options.family ?? commonFamilies(from, to)[0]);
     const stream = await from.place.stream({ protocol: "udp", ...options, address });
     await stream.flowing(1);
     return stream;
   }
 
-  /**
-   * Tries all ordered pairs of different hosts (or the pairs given), all families that both have, all protocols.
-   * What did not come back, one line each: "n1/p -> n2/p tcp ipv6: no answer".
-   */
-  async unreached(
+  /** All ordered pairs of different hosts (or the pairs given) by all families that they should have, and all protocols. */
+  paths(
     hosts: Host[] | [Host, Host][],
-    options: { protocols?: Protocol[]; families?: Family[] } & Omit<ReachOptions, keyof Path> = {},
-  ): Promise<string[]> {
-    const { protocols = ["tcp", "udp", "icmp"], families = ["ipv4", "ipv6"], ...rest } = options;
+    { protocols = ["tcp", "udp", "icmp"], families = [...bothFamilies] }: PathsOptions = {},
+  ): Required<Path & { from: Host; to: Host }>[] {
     const pairs = hosts.flatMap((a) =>
       Array.isArray(a) ? [a] : (hosts as Host[]).filter((b) => b !== a).map((b): [Host, Host] => [a, b]),
     );
-    const paths = pairs.flatMap(([from, to]) =>
-      familiesOf(from, to)
-        .filter((family) => families.includes(family))
-        .flatMap((family) => protocols.map((protocol) => ({ from, to, family, protocol }))),
-    );
-    const lines = paths.map(async ({ from, to, family, protocol }) => {
-      const reached = await this.reach(from, to, { ...rest, family, protocol });
+    return pairs.flatMap(([from, to]) => {
+      const common = commonFamilies(from, to).filter((family) => families.includes(family));
+      if (common.length === 0) throw new Error(`nothing to try from ${from.name} to ${to.name}`);
+      return common.flatMap((family) => protocols.map((protocol) => ({ from, to, family, protocol })));
+    });
+  }
+
+  /** Tries `paths`. What did not come back, one line each: "n1/p -> n2/p tcp ipv6: no answer". */
+  async unreached(
+    hosts: Host[] | [Host, Host][],
+    { protocols, families, ...options }: PathsOptions & Omit<ReachOptions, keyof Path> = {},
+  ): Promise<string[]> {
+    const lines = this.paths(hosts, { protocols, families }).map(async ({ from, to, family, protocol }) => {
+      const lacking = [from, to].find((host) => host instanceof Pod && !host.addresses[family]);
+      const reached: Reached = lacking
+        ? { ok: false, reason: `${lacking.name} has no address` }
+        : await this.reach(from, to, { ...options, family, protocol });
       return reached.ok ? undefined : `${from.name} -> ${to.name} ${protocol} ${family}: ${reached.reason}`;
     });
     return (await Promise.all(lines)).filter((line) => line !== undefined);
@@ -243,9 +249,17 @@ export class Lab implements AsyncDisposable {
   }
 }
 
-/** The families that two hosts can talk by, IPv4 first. */
-export function familiesOf(a: Host, b: Host): Family[] {
-  return (["ipv4", "ipv6"] as const).filter((family) => a.addresses[family] && b.addresses[family]);
+const familiesOf = (families: Families) => bothFamilies.filter((each) => [each, "dual"].includes(families));
+
+/**
+ * The families that two hosts should be able to talk by, IPv4 first: of a pod those of its node's pods, whether it got
+ * an address or not. To a pod a node sends from its link of the tunnel what the underlay has no address for.
+ */
+function commonFamilies(from: Host, to: Host): Family[] {
+  const has = (host: Host, family: Family) =>
+    host instanceof Pod ? host.node.podFamilies.includes(family) : host.addresses[family] !== undefined;
+  const tunnel = from instanceof LightNode && to instanceof Pod;
+  return bothFamilies.filter((family) => (tunnel || has(from, family)) && has(to, family));
 }
 
 function addressOf(host: Host, family: Family | undefined): string {

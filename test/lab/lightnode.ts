@@ -7,7 +7,7 @@ import { dirname, resolve } from "node:path";
 import type { Api, Node } from "./api.ts";
 import { tool } from "./cache.ts";
 import type { ControlPlane } from "./controlplane.ts";
-import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import { Place } from "./place.ts";
 import { Pod, type PodOptions } from "./pod.ts";
@@ -37,6 +37,8 @@ export type Wireguard = "kernel" | "service" | "child";
 /** What all of a lab's light nodes have in common. */
 export interface Ground {
   underlay: Underlay;
+  /** Of pods. */
+  families: Family[];
   wireguard: Wireguard;
   /** The agent's executable. */
   binary: string;
@@ -71,6 +73,13 @@ export class LightNode implements Host, AsyncDisposable {
     return this.#addresses;
   }
 
+  get podFamilies(): Family[] {
+    const env = this.agentEnv();
+    return this.#ground.families.filter(
+      (family) => env[`POD_CIDR_SOURCE_${family.toUpperCase()}`] !== "none",
+    );
+  }
+
   get place(): Place {
     return this.namespace.place;
   }
@@ -99,16 +108,7 @@ export class LightNode implements Host, AsyncDisposable {
     const { underlay } = this.#ground;
     const disk = `${underlay.dir}/nodes/${this.name}`;
     mkdirSync(disk, { recursive: true });
-    const flags = [
-      "--net",
-      "--mount",
-      "--pid",
-      "--uts",
-      "--fork",
-      "--kill-child",
-      "--propagation",
-      "private",
-    ];
+    const flags = "--net --mount --pid --uts --fork --kill-child --propagation private".split(" ");
     const pid1 = this.options.systemd ? systemdScript : `exec ${tool("enter")} hold`;
     const script = `${initScript}\n${pid1}`;
     const init = ["unshare", ...flags, "/bin/sh", "-ec", script, "init", this.name, disk];

@@ -1,6 +1,6 @@
 /** A pod without a kubelet: a network namespace that libcni and the real plugins set up. */
 import { kubernetes, tool } from "./cache.ts";
-import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
 import { Place } from "./place.ts";
 
 export interface PodOptions {
@@ -20,6 +20,8 @@ export interface PodNode {
   readonly name: string;
   readonly namespace: Namespace;
   readonly pods: Map<string, Pod>;
+  /** Those that its pods have to have an address of. */
+  readonly podFamilies: readonly Family[];
 }
 
 interface CniResult {

@@ -1,11 +1,8 @@
 /** Who reaches whom in a cluster of whole nodes, by each family and protocol. */
 import type { Cluster, ClusterPod } from "./cluster.ts";
-import type { Addresses, Host } from "./namespace.ts";
-import type { Protocol } from "./place.ts";
+import { type Addresses, type Family, families, type Host } from "./namespace.ts";
+import type { Protocol, Reached } from "./place.ts";
 import { until } from "./process.ts";
-
-export const families = ["ipv4", "ipv6"] as const;
-export type Family = (typeof families)[number];
 
 /** What is tried between two ends. */
 export interface Way {
@@ -90,7 +87,7 @@ export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
   }).catch(() => {});
 }
 
-/** Tries all of them, those from one place one after the other. */
+/** Tries all of them by both families, which every end should have; those from one place one after the other. */
 export async function reachability(ways: Way[], timeout = 2000): Promise<Outcome[]> {
   const bySource = Map.groupBy(ways, ({ from }) => from);
   const outcomes = [...bySource.values()].map(async (ways) => {
@@ -104,10 +101,13 @@ export async function reachability(ways: Way[], timeout = 2000): Promise<Outcome
 
 async function tryOut(way: Way, family: Family, timeout: number): Promise<Outcome[]> {
   const address = way.to.addresses[family];
-  if (!address || !way.from.addresses[family]) return [];
+  const lacking = [way.from, way.to].find(({ addresses }) => !addresses[family]);
   return await Promise.all(
     way.protocols.map(async (protocol) => {
-      const reached = await way.from.place.reach({ protocol, address, port: way.port ?? echo, timeout });
+      const reached: Reached =
+        address && !lacking
+          ? await way.from.place.reach({ protocol, address, port: way.port ?? echo, timeout })
+          : { ok: false, reason: `${lacking?.name} has no address` };
       return reached.ok
         ? { ...way, family, protocol, ms: reached.ms, detail: reached.seen }
         : { ...way, family, protocol, ms: undefined, detail: reached.reason };

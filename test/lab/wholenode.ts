@@ -6,7 +6,7 @@ import { kubernetesDir } from "./cache.ts";
 import { makeCgroup, removeCgroup, sweepCgroups } from "./cgroup.ts";
 import type { ControlPlane } from "./controlplane.ts";
 import { copyStore } from "./imagestore.ts";
-import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, families, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import type { Pod } from "./pod.ts";
 import { Service, until } from "./process.ts";
@@ -30,6 +30,7 @@ export class WholeNode implements Host, AsyncDisposable {
   readonly disk: string;
   /** Pods by cnitool, which kubelet knows nothing of. */
   readonly pods = new Map<string, Pod>();
+  readonly podFamilies = families;
   readonly #controlPlane: ControlPlane;
   readonly #options: WholeNodeOptions;
   readonly #macAddress: string;
