@@ -17,17 +17,20 @@ function pairs(nodes: LightNode[], pods: Host[]): [Host, Host][] {
   );
 }
 
-const grounds: [pods: Families, underlay: Families][] = [
-  ["dual", "dual"],
-  ["ipv4", "dual"],
-  ["ipv6", "dual"],
-  ["dual", "ipv4"],
-  ["dual", "ipv6"],
+const dual = "ipv4,ipv6";
+const grounds: [pods: Families, underlay: Families, toPods: string, toNodes: string][] = [
+  ["dual", "dual", dual, dual],
+  ["ipv4", "dual", "ipv4", "ipv4"],
+  ["ipv6", "dual", "ipv6", "ipv6"],
+  ["dual", "ipv4", dual, "ipv4"],
+  ["dual", "ipv6", dual, "ipv6"],
+  ["ipv4", "ipv4", "ipv4", "ipv4"],
+  ["ipv6", "ipv6", "ipv6", "ipv6"],
 ];
 
 test.each(grounds)(
   "%s pods on a %s underlay: all pairs, all protocols, WireGuard only",
-  async (families, underlay) => {
+  async (families, underlay, toPods, toNodes) => {
     await using lab = await Lab.start({ nodes: 3, families, underlay });
     // Before a node has any pod, its own route to one of another node has to work: no CNI plugin has touched it yet.
     const first = await lab.nodes[0]!.pod("first");
@@ -38,6 +41,10 @@ test.each(grounds)(
     await using capture = await lab.capture();
     await using clear = await lab.capture(anythingClear);
     const all = pairs(lab.nodes, pods);
+    for (const [from, to] of all) {
+      const tried = new Set(lab.paths([[from, to]]).map(({ family }) => family));
+      expect([...tried].join()).toBe(lab.nodes.some((node) => node === to) ? toNodes : toPods);
+    }
     expect(await lab.unreached(all)).toEqual([]);
     expect(await lab.unreached(all, { size: 1400 })).toEqual([]);
     // The tunnel's MTU is 80 below the underlay's 1500.
