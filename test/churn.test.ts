@@ -128,6 +128,69 @@ test(
 );
 
 test(
+  "a node gives up prefixes, some of them to another node: nothing is lost to its pods",
+  async () => {
+    const [a, b, c] = pods as [Pod, Pod, Pod];
+    const [first, giver, taker] = lab.nodes as [LightNode, LightNode, LightNode];
+    const before = await stateOf(first);
+    // The test says in their stead what they have.
+    await Promise.all([giver, taker].map((node) => node.killAgent()));
+    const say = async (node: LightNode, more: string[]) => {
+      const prefixes = JSON.stringify([...(await node.podCIDRs()), ...more]);
+      await node.patch({ metadata: { annotations: { "wigglenet/pod-cidrs": prefixes } } });
+    };
+    const key = async (node: LightNode) =>
+      (await node.object()).metadata.annotations!["wigglenet/public-key"]!;
+    const owned = async (node: LightNode, prefix: string) => {
+      const [{ wireguard }, publicKey] = await Promise.all([stateOf(first), key(node)]);
+      return wireguard.find((line) => line.startsWith(publicKey))!.includes(prefix);
+    };
+    const at = async (node: LightNode, ipv4: string): Promise<Host> => {
+      await node.namespace.ip(`address add ${ipv4}/32 dev lo`);
+      return { name: `${node.name} at ${ipv4}`, addresses: { ipv4 }, place: node.place };
+    };
+    const moving = [1, 2, 3, 4].map((index) => `10.99.${index}.0/24`);
+    const going = ["10.99.5.0/24", "fd00:99::/64"];
+    await say(giver, [...moving, ...going]);
+    await until("the routes", async () => {
+      const { routes } = await stateOf(first);
+      return [...moving, ...going].every((prefix) => routes.some((line) => line.includes(`${prefix} dev`)));
+    });
+    expect(await lab.unreached([[a, await at(giver, "10.99.1.2")]])).toEqual([]);
+
+    const running = await probes([a, b]);
+    const from = first.agentLog().length;
+    await using towards = await lab.probe(a, c, { family: "ipv6", rate: 100 });
+    for (const [index, prefix] of moving.entries()) {
+      // For a moment both have it.
+      await say(taker, moving.slice(0, index + 1));
+      await say(giver, [...moving.slice(index + 1), ...going]);
+      await until(`${prefix} to have moved`, () => owned(taker, prefix));
+      expect(await lab.unreached([[a, await at(taker, `10.99.${index + 1}.3`)]])).toEqual([]);
+    }
+    for (const [index, prefix] of going.entries()) {
+      await say(giver, going.slice(index + 1));
+      await until(`${prefix} to be gone`, async () => !(await owned(giver, prefix)));
+    }
+    expect(await running.lost()).toEqual([]);
+    // Whose list is written has none for some microseconds, too few for the probes to be sure of.
+    const commands = JSON.stringify(first.agentLog().slice(from));
+    expect(commands).not.toContain(`peer ${await key(giver)} allowed-ips`);
+    expect(commands).toContain(`peer ${await key(taker)} allowed-ips`);
+    expect((await towards.stop()).lost).toBeLessThanOrEqual(moving.length);
+
+    for (const node of [giver, taker]) {
+      await node.$`ip address flush dev lo scope global`;
+      node.startAgent();
+    }
+    await until("the peers to be what they were", async () =>
+      Bun.deepEquals((await stateOf(first)).wireguard, before.wireguard),
+    );
+  },
+  60_000 * patience,
+);
+
+test(
   "a node's address changes while others talk",
   async () => {
     const [a, b, c] = pods as [Pod, Pod, Pod];
