@@ -65,12 +65,15 @@ async function runInGuest({ runs, ...options }: Guest): Promise<{ codes: number[
     const report = join(vm.dir, `junit-${index}.xml`);
     const flags = ["--reporter=junit", `--reporter-outfile=${report}`, ...(only ? ["-t", only] : [])];
     // Of tests that name no limit of their own
-    const { code } = await vm.exec([process.execPath, "test", "--timeout=180000", ...flags, ...files], {
-      cwd: repository,
-      env: { LAB_CONTROL_PLANE: access, LAB_PATIENCE: "5" },
-      timeout: 1200,
-      onOutput: (text) => process.stdout.write(text),
-    });
+    const { code } = await vm.exec(
+      [process.execPath, "test", "--timeout=180000", ...flags, ...files.map((file) => `./${file}`)],
+      {
+        cwd: repository,
+        env: { LAB_CONTROL_PLANE: access, LAB_PATIENCE: "5" },
+        timeout: 1200,
+        onOutput: (text) => process.stdout.write(text),
+      },
+    );
     codes.push(code);
     tests.push(...parseReport(readFileSync(report, "utf8"), only !== ""));
   }
