@@ -12,7 +12,8 @@ let pods: [Pod, Pod];
 
 beforeAll(async () => {
   // Pods with addresses that the Internet knows: what is not masqueraded would be seen with them.
-  lab = await Lab.start({ nodes: 2, env: { RESYNC_PERIOD: "600" } });
+  // A wireguard-go, as one can be kept from coming back; a link of the kernel's is made anew at once.
+  lab = await Lab.start({ nodes: 2, wireguard: "service", env: { RESYNC_PERIOD: "600" } });
   nodes = lab.nodes as typeof nodes;
   pods = [await nodes[0].pod("p"), await nodes[1].pod("p")];
   await lab.shakeHands();

@@ -186,6 +186,7 @@ test("without a wireguard-go of the node the agent runs one, given the device an
   const node = cluster.node("n3");
   await node.stopService("wireguard-go");
   await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/userspace.yaml`;
+  await patchContainer({ env: [{ name: "WIREGUARD", value: "userspace" }] });
   await restartAgent("n3");
   await inSync("n3");
   const { pid } = await node.task((await agentPod("n3")).metadata.uid, "wigglenet");

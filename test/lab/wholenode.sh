@@ -105,9 +105,8 @@ boot() {
   service containerd --config "$DISK/config/containerd.toml"
   until ctr version > /dev/null 2>&1; do sleep 0.05; done
 
-  # a kernel without WireGuard: the node brings it as a service, which outlives the agent's container
-  if ip link add wg-probe type wireguard 2> /dev/null; then ip link del wg-probe
-  else LOG_LEVEL=error service wireguard-go -f wigglenet; fi
+  # as on a kernel without WireGuard, whatever this one has: a service of the node, which outlives the agent's container
+  LOG_LEVEL=error service wireguard-go -f wigglenet
   service "$PROGRAMS/kubelet" --config="$DISK/config/kubelet.yaml" --kubeconfig="$DISK/config/kubelet.kubeconfig" \
     --hostname-override="$NODE" --node-ip="$ADDRESSES" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki
   service "$PROGRAMS/kube-proxy" --config="$DISK/config/kube-proxy.yaml"
