@@ -7,24 +7,31 @@ import { repository } from "./lab/cache.ts";
 
 let said = "";
 
-/** @param atReady is called as soon as its nodes are Ready. */
-async function demo(atReady: (pid: number) => Promise<unknown> = async () => {}): Promise<number> {
-  const { pid, stdout, exited } = Bun.spawn(["npm", "run", "--silent", "demo", "--", "--exit"], {
-    cwd: repository,
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "inherit",
-  });
+/**
+ * In a terminal of its own, which ends it too if this process is killed.
+ * @param act is called as soon as it has said the words.
+ */
+async function demo(
+  args: string[],
+  words: string,
+  act: (child: Bun.Subprocess) => Promise<unknown>,
+): Promise<number> {
   said = "";
-  let ready: Promise<unknown> | undefined;
+  let acted: Promise<unknown> | undefined;
   const decoder = new TextDecoder();
-  for await (const chunk of stdout) {
-    said += decoder.decode(chunk, { stream: true });
-    if (said.includes("nodes Ready")) ready ??= atReady(pid);
-  }
-  await ready;
+  const terminal = {
+    data(_: Bun.Terminal, chunk: Uint8Array) {
+      said += decoder.decode(chunk, { stream: true }).replaceAll("\r", "");
+      if (acted || !said.includes(words)) return;
+      acted = act(child);
+      acted.catch(() => {}); // told of once it has ended
+    },
+  };
+  const child = Bun.spawn(["npm", "run", "--silent", "demo", ...args], { cwd: repository, terminal });
+  const code = await child.exited;
   console.log(said.slice(said.indexOf("who reaches whom, by")));
-  return await exited;
+  await acted;
+  return code;
 }
 
 /** A process with this name among those that one started, and those that they started. */
@@ -57,14 +64,51 @@ afterEach(async () => {
   expect(left.stdout.includes(name)).toBe(false);
 });
 
-test("npm run demo -- --exit", async () => {
-  expect(await demo()).toBe(0);
+test("npm run demo, until Ctrl-C: all are reached, and the commands that it prints are good", async () => {
+  let pressed = 0;
+  const code = await demo([], "Ctrl-C takes everything down.", async ({ terminal }) => {
+    try {
+      await lookAround();
+    } finally {
+      pressed = performance.now();
+      terminal!.write("\x03");
+    }
+  });
+  expect(code).toBe(130);
+  expect(performance.now() - pressed).toBeLessThan(10_000);
   expect(said).not.toContain("FAILED");
 }, 300_000);
 
+/** Every command that it has printed, pasted into a shell. */
+async function lookAround(): Promise<void> {
+  const lines = /Look around.*:\n((?: {2}\S.*\n)+)/
+    .exec(said)![1]!
+    .split("\n")
+    .map((line) => line.trim());
+  const entering = lines.filter((line) => line.startsWith("nsenter"));
+  const paste = async (...input: string[]) =>
+    (await $({ quiet: true, input: input.join("\n") })`bash -e`).stdout;
+
+  const seen = await paste(...lines.filter((line) => !entering.includes(line)));
+  expect(seen).toMatch(/kube-system +wigglenet-\S+ +1\/1 +Running/);
+  expect(seen).toContain('"msg":"in sync"');
+  expect(seen).toMatch(/^web-\S+$/m);
+  const [shell, underlay] = entering as [string, string];
+  const tries = shell.split("try: ")[1]!;
+  const node = await paste(shell, "hostname", tries);
+  expect(node).toMatch(/^n1\ninterface: wigglenet$.*^10\.244\.\S+ dev wigglenet.*^table inet wigglenet/ms);
+  // which would go on
+  expect(await paste(underlay.replace(" #", " -c 1 #"))).toMatch(/ IP6? /);
+}
+
 test("npm run demo -- --exit, and a node forwards no IPv6: it says what was not reached, and ends with 1", async () => {
   const drop = "table ip6 broken { chain forward { type filter hook forward priority 0; policy drop; }; }";
-  expect(await demo((pid) => $`nsenter -t ${descendant(pid, "kubelet")} -n nft ${drop}`)).toBe(1);
+  const code = await demo(
+    ["--", "--exit"],
+    "nodes Ready",
+    ({ pid }) => $`nsenter -t ${descendant(pid, "kubelet")} -n nft ${drop}`,
+  );
+  expect(code).toBe(1);
   expect(said).toMatch(/FAILED {2}pod → pod on another node: \S+ → \S+, udp, ipv6, no answer/);
   expect(said).not.toMatch(/FAILED.*(ipv4|node → pod of its own)/);
 }, 300_000);

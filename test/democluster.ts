@@ -76,10 +76,10 @@ function printHints({ controlPlane, nodes, underlay }: Cluster, clusterIps: stri
   console.log(`Look around, in another terminal (as root):
   export KUBECONFIG=${controlPlane.kubeconfig} PATH=${kubernetesDir}/bin:$PATH
   kubectl get pods -A -o wide
-  kubectl -n kube-system logs ds/wigglenet                     what the agent did and why
+  kubectl -n kube-system logs ds/wigglenet                     # what the agent did and why
   kubectl exec deploy/web -- wget -qO- ${service}
-  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                    a shell in ${node.name}; try: wg; ip route; nft list table inet wigglenet
-  nsenter -t ${underlay.router.pid} -n tcpdump -ni br0                      the underlay
+  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                    # a shell in ${node.name}; try: wg; ip route; nft list table inet wigglenet
+  nsenter -t ${underlay.router.pid} -n tcpdump -ni br0                      # the underlay
 
 Ctrl-C takes everything down.`);
 }
