@@ -87,7 +87,7 @@ test(
     const { api } = lab.controlPlane;
     await api.create({ apiVersion: "v1", kind: "Node", metadata: { name: "changing" } });
     const change = (publicKey: string | null) => {
-      const [podCidrs, addresses] = [["10.99.0.0/24", "fd00:99::/64"], ["172.30.0.99"]];
+      const [podCidrs, addresses] = [["10.98.0.0/24", "fd00:98::/64"], ["172.30.0.98"]];
       const annotations = annotationsOf({ version, publicKey, podCidrs, addresses, endpoints: addresses });
       return api.patch("/api/v1/nodes/changing", { metadata: { annotations } });
     };
