@@ -11,16 +11,18 @@ import { ControlPlane } from "./controlplane.ts";
 import { agentImage } from "./image.ts";
 import { imageStore } from "./imagestore.ts";
 import { labImages } from "./labimages.ts";
-import { type Addresses, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
 import { Place } from "./place.ts";
 import { until } from "./process.ts";
 import { byFamily } from "./reachability.ts";
-import type { Underlay } from "./underlay.ts";
+import { type Families, familiesOf, pick, Underlay } from "./underlay.ts";
 import { WholeNode } from "./wholenode.ts";
 
 export interface ClusterOptions {
   /** Default 3. */
   nodes?: number;
+  /** Of nodes, pods, Services and the underlay. Default "dual". */
+  families?: Families;
   /** kube-proxy's mode, node by node. Default "nftables". */
   proxyModes?: ("nftables" | "iptables")[];
   /** Whether the nodes have CNI plugins from the start. Default true. */
@@ -31,25 +33,31 @@ export interface ClusterOptions {
 export class Cluster implements AsyncDisposable {
   readonly controlPlane: ControlPlane;
   readonly nodes: WholeNode[];
+  readonly families: Family[];
   readonly #parts: AsyncDisposableStack;
 
   private constructor(controlPlane: ControlPlane, nodes: WholeNode[], parts: AsyncDisposableStack) {
     this.controlPlane = controlPlane;
     this.nodes = nodes;
+    this.families = familiesOf(controlPlane.families);
     this.#parts = parts;
   }
 
   /** Returns when every kubelet has registered its Node. */
   static async start(options: ClusterOptions = {}): Promise<Cluster> {
-    const { nodes: count = 3, proxyModes = [], plugins = true, say = () => {} } = options;
+    const { nodes: count = 3, families = "dual", proxyModes = [], plugins = true, say = () => {} } = options;
     await using parts = new AsyncDisposableStack();
     const images = async () => imageStore([...(await labImages()), await agentImage(say)]);
     say("starting etcd, API server, controller manager and scheduler; laying out images");
-    const [controlPlane, store] = await Promise.all([ControlPlane.start({ wholeNodes: true }), images()]);
+    const underlay = parts.use(await Underlay.start(families));
+    const [controlPlane, store] = await Promise.all([
+      ControlPlane.start({ families, underlay, wholeNodes: true }),
+      images(),
+    ]);
     parts.use(controlPlane);
     say(`booting ${count} nodes: containerd, kubelet, kube-proxy`);
     const nodes = Array.from({ length: count }, (_, index) => {
-      const addresses = { ipv4: `172.30.0.${11 + index}`, ipv6: `fd30::${11 + index}` };
+      const addresses = pick(families, { ipv4: `172.30.0.${11 + index}`, ipv6: `fd30::${11 + index}` });
       const proxyMode = proxyModes[index] ?? "nftables";
       return new WholeNode(controlPlane, { name: `n${index + 1}`, addresses, store, proxyMode, plugins });
     });

@@ -8,7 +8,7 @@ import { anythingClear } from "./capture.ts";
 import { ControlPlane } from "./controlplane.ts";
 import { Lab } from "./lab.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
-import type { Host } from "./namespace.ts";
+import { families, type Host } from "./namespace.ts";
 import type { Pod } from "./pod.ts";
 import { until } from "./process.ts";
 import { reachability, unreached } from "./reachability.ts";
@@ -121,7 +121,7 @@ test("what has no address of a family is not reached by it, rather than not trie
     "n1 -> n1/half udp ipv6: n1/half has no address",
     "n1/half -> n1 udp ipv6: n1/half has no address",
   ]);
-  const way = { kind: "node → pod", from: nodes[0], to: half, protocols: ["udp" as const] };
+  const way = { kind: "node → pod", from: nodes[0], to: half, protocols: ["udp" as const], families };
   expect(unreached(await reachability([way]))).toEqual([
     "node → pod: n1 → n1/half, udp, ipv6, n1/half has no address",
   ]);

@@ -28,7 +28,7 @@ import { families as bothFamilies, type Family, type Host } from "./namespace.ts
 import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
 import { Pod } from "./pod.ts";
 import { until } from "./process.ts";
-import { type Families, pick, Underlay } from "./underlay.ts";
+import { type Families, familiesOf, pick, Underlay } from "./underlay.ts";
 
 export interface LabOptions {
   /** How many, or one by one. Default 2. */
@@ -248,8 +248,6 @@ export class Lab implements AsyncDisposable {
       throw new Error(`outside of the tunnel, over this lab's life:\n${clear.join("\n")}`);
   }
 }
-
-const familiesOf = (families: Families) => bothFamilies.filter((each) => [each, "dual"].includes(families));
 
 /**
  * The families that two hosts should be able to talk by, IPv4 first: of a pod those of its node's pods, whether it got

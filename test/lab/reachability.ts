@@ -1,6 +1,6 @@
 /** Who reaches whom in a cluster of whole nodes, by each family and protocol. */
 import type { Cluster, ClusterPod } from "./cluster.ts";
-import { type Addresses, type Family, families, type Host } from "./namespace.ts";
+import type { Addresses, Family, Host } from "./namespace.ts";
 import type { Protocol, Reached } from "./place.ts";
 import { until } from "./process.ts";
 
@@ -12,6 +12,8 @@ export interface Way {
   to: { name: string; addresses: Addresses };
   port?: number;
   protocols: Protocol[];
+  /** Those that both ends should have. */
+  families: readonly Family[];
 }
 
 export interface Outcome extends Way {
@@ -28,7 +30,7 @@ const nodePort = 30007;
 
 /** Every way between pods of a Service's Deployment, nodes, the Service and `outside`. */
 export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"): Promise<Way[]> {
-  const { nodes, outside } = cluster;
+  const { nodes, outside, families } = cluster;
   const { clusterIPs } = await cluster.service(service);
   const clusterIp = { name: `service ${service}`, addresses: byFamily(clusterIPs) };
   const all: Protocol[] = ["tcp", "udp", "icmp"];
@@ -37,7 +39,9 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
     "node" in host ? host.node !== pod.node : host !== pod.node;
   const between = (kind: string, from: Host[], to: Host[], fits: (a: Host, b: Host) => boolean): Way[] =>
     from.flatMap((a) =>
-      to.filter((b) => a !== b && fits(a, b)).map((b) => ({ kind, from: a, to: b, protocols: all })),
+      to
+        .filter((b) => a !== b && fits(a, b))
+        .map((b) => ({ kind, from: a, to: b, protocols: all, families })),
     );
   const own = (pod: Host, host: Host) => !isOther(pod as ClusterPod, host);
   const other = (pod: Host, host: Host) => isOther(pod as ClusterPod, host);
@@ -48,8 +52,20 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
     ...between("node → pod of its own", nodes, pods, (node, pod) => own(pod, node)),
     ...between("node → pod on another node", nodes, pods, (node, pod) => other(pod, node)),
     ...between("pod → outside", pods, [outside], () => true),
-    ...pods.map((from) => ({ kind: "pod → ClusterIP", from, to: clusterIp, protocols: behindProxy })),
-    ...nodes.map((from) => ({ kind: "node → ClusterIP", from, to: clusterIp, protocols: behindProxy })),
+    ...pods.map((from) => ({
+      kind: "pod → ClusterIP",
+      from,
+      to: clusterIp,
+      protocols: behindProxy,
+      families,
+    })),
+    ...nodes.map((from) => ({
+      kind: "node → ClusterIP",
+      from,
+      to: clusterIp,
+      protocols: behindProxy,
+      families,
+    })),
     ...[outside, ...nodes].flatMap((from) =>
       nodes.map((to) => ({
         kind: from === outside ? "outside → NodePort" : "node → NodePort",
@@ -57,6 +73,7 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
         to,
         port: nodePort,
         protocols: behindProxy,
+        families,
       })),
     ),
   ];
@@ -87,13 +104,13 @@ export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
   }).catch(() => {});
 }
 
-/** Tries all of them by both families, which every end should have; those from one place one after the other. */
+/** Tries all of them by each of their families; those from one place one after the other. */
 export async function reachability(ways: Way[], timeout = 2000): Promise<Outcome[]> {
   const bySource = Map.groupBy(ways, ({ from }) => from);
   const outcomes = [...bySource.values()].map(async (ways) => {
     const results: Outcome[] = [];
     for (const way of ways)
-      for (const family of families) results.push(...(await tryOut(way, family, timeout)));
+      for (const family of way.families) results.push(...(await tryOut(way, family, timeout)));
     return results;
   });
   return (await Promise.all(outcomes)).flat();

@@ -2,7 +2,7 @@
  * The underlay of a cluster: a bridge in a namespace of its own (the router, where the control plane runs too), the
  * nodes on it, and behind it `outside`, which stands for the Internet and knows no way back to a pod.
  */
-import { type Addresses, type Host, kernelHasIpv6, Namespace } from "./namespace.ts";
+import { type Addresses, families, type Host, kernelHasIpv6, Namespace } from "./namespace.ts";
 import { makeScratch, removeScratch } from "./scratch.ts";
 
 export type Families = "dual" | "ipv4" | "ipv6";
@@ -17,6 +17,8 @@ export function pick(families: Families, both: { ipv4: string; ipv6: string }): 
     ...(families !== "ipv4" && { ipv6: both.ipv6 }),
   };
 }
+
+export const familiesOf = (of: Families) => families.filter((each) => [each, "dual"].includes(of));
 
 export interface LinkOptions {
   addresses: Addresses;

@@ -6,10 +6,11 @@ import { kubernetesDir } from "./cache.ts";
 import { makeCgroup, removeCgroup, sweepCgroups } from "./cgroup.ts";
 import type { ControlPlane } from "./controlplane.ts";
 import { copyStore } from "./imagestore.ts";
-import { type Addresses, families, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import type { Pod } from "./pod.ts";
 import { Service, until } from "./process.ts";
+import { familiesOf } from "./underlay.ts";
 import { containerdConfig, kubeletConfig, kubeProxyConfig } from "./wholenodeconfig.ts";
 
 export interface WholeNodeOptions {
@@ -30,7 +31,7 @@ export class WholeNode implements Host, AsyncDisposable {
   readonly disk: string;
   /** Pods by cnitool, which kubelet knows nothing of. */
   readonly pods = new Map<string, Pod>();
-  readonly podFamilies = families;
+  readonly podFamilies: Family[];
   readonly #controlPlane: ControlPlane;
   readonly #options: WholeNodeOptions;
   readonly #macAddress: string;
@@ -40,6 +41,7 @@ export class WholeNode implements Host, AsyncDisposable {
   constructor(controlPlane: ControlPlane, options: WholeNodeOptions) {
     this.name = options.name;
     this.addresses = options.addresses;
+    this.podFamilies = familiesOf(controlPlane.families);
     this.disk = `${controlPlane.underlay.dir}/nodes/${options.name}`;
     this.#controlPlane = controlPlane;
     this.#options = options;
@@ -164,10 +166,10 @@ export class WholeNode implements Host, AsyncDisposable {
       writeFileSync(`${config}/${program}.kubeconfig`, kubeconfig(server, { pem: pki.ca }, credentials));
     }
     writeFileSync(`${config}/containerd.toml`, containerdConfig());
-    writeFileSync(`${config}/kubelet.yaml`, kubeletConfig(`${pki.dir}/ca.crt`));
+    writeFileSync(`${config}/kubelet.yaml`, kubeletConfig(`${pki.dir}/ca.crt`, this.#controlPlane.families));
     writeFileSync(
       `${config}/kube-proxy.yaml`,
-      kubeProxyConfig(this.name, proxyMode, `${config}/kube-proxy.kubeconfig`),
+      kubeProxyConfig(this.name, proxyMode, `${config}/kube-proxy.kubeconfig`, this.#controlPlane.families),
     );
     await copyStore(store, `${this.disk}/real/var/lib/containerd`);
   }

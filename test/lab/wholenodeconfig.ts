@@ -1,6 +1,7 @@
 /** What the services of a whole node read. */
 import { apiServiceAddresses, podRanges } from "./controlplane.ts";
 import { PAUSE_IMAGE } from "./labimages.ts";
+import { type Families, pick } from "./underlay.ts";
 
 export function containerdConfig(): string {
   const unused = [
@@ -33,7 +34,7 @@ disabled_plugins = [${unused.map((plugin) => `"io.containerd.${plugin}"`).join("
 `;
 }
 
-export function kubeletConfig(clientCaFile: string): string {
+export function kubeletConfig(clientCaFile: string, families: Families): string {
   return JSON.stringify({
     apiVersion: "kubelet.config.k8s.io/v1beta1",
     kind: "KubeletConfiguration",
@@ -50,7 +51,7 @@ export function kubeletConfig(clientCaFile: string): string {
     oomScoreAdj: 0,
     clusterDomain: "cluster.local",
     // no DNS server runs in the lab
-    clusterDNS: [apiServiceAddresses.ipv4.replace(/\.1$/, ".10")],
+    clusterDNS: Object.values(pick(families, apiServiceAddresses)).map((address) => `${address}0`),
     resolvConf: "/etc/resolv.conf",
     evictionHard: { "memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
     imageGCHighThresholdPercent: 100,
@@ -66,6 +67,7 @@ export function kubeProxyConfig(
   node: string,
   mode: "nftables" | "iptables",
   kubeconfigFile: string,
+  families: Families,
   podLinks?: string,
 ): string {
   return JSON.stringify({
@@ -76,7 +78,7 @@ export function kubeProxyConfig(
     hostnameOverride: node,
     ...(podLinks
       ? { detectLocalMode: "InterfaceNamePrefix", detectLocal: { interfaceNamePrefix: podLinks } }
-      : { clusterCIDR: Object.values(podRanges).join(",") }),
+      : { clusterCIDR: Object.values(pick(families, podRanges)).join(",") }),
     oomScoreAdj: 0,
     // values of the whole machine, which is not the node's to set
     conntrack: { maxPerCore: 0, min: 0, tcpEstablishedTimeout: "0s", tcpCloseWaitTimeout: "0s" },
