@@ -98,7 +98,7 @@ async function lookAround(): Promise<void> {
   const node = await paste(shell, "hostname", tries);
   expect(node).toMatch(/^n1\ninterface: wigglenet$.*^10\.244\.\S+ dev wigglenet.*^table inet wigglenet/ms);
   // which would go on
-  expect(await paste(underlay.replace(" #", " -c 1 #"))).toMatch(/ IP6? /);
+  expect(await paste(underlay.replace(" #", " -c 1 #"))).toMatch(/^[\d:.]+ (IP6?|ARP,) /m);
 }
 
 test("npm run demo -- --exit, and a node forwards no IPv6: it says what was not reached, and ends with 1", async () => {
