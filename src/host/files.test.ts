@@ -54,6 +54,8 @@ describe("the private key", () => {
     const content = readFileSync(at("wigglenet/private.key"), "utf8");
     expect(content).toMatch(/^[A-Za-z0-9+/]{43}=\n$/);
     expect(publicKeyOf(content.trim())).toBe(made.publicKey);
+    const bytes = Buffer.from(content, "base64");
+    expect([bytes[0]! & 0b111, bytes[31]! >> 6]).toEqual([0, 1]);
     expect([
       statSync(at("wigglenet/private.key")).mode & 0o777,
       statSync(at("wigglenet")).mode & 0o777,

@@ -26,7 +26,11 @@ export async function ensurePrivateKey(path: string): Promise<{ publicKey: strin
     return { publicKey: present, created: false };
   }
   const jwk = generateKeyPairSync("x25519").privateKey.export({ format: "jwk" });
-  const privateKey = Buffer.from(jwk.d as string, "base64url").toString("base64");
+  const bytes = Buffer.from(jwk.d as string, "base64url");
+  // As `wg genkey` does: the kernel would keep it so, take the file's for another key each time, and end all sessions.
+  bytes[0]! &= 0b1111_1000;
+  bytes[31] = (bytes[31]! & 0b0111_1111) | 0b0100_0000;
+  const privateKey = bytes.toString("base64");
   await mkdir(dirname(path), { recursive: true, mode: 0o700 });
   await createExclusively(path, `${privateKey}\n`, 0o600);
   return { publicKey: publicKeyOf(privateKey), created: true };
