@@ -101,6 +101,12 @@ async function lookAround(): Promise<void> {
   expect(await paste(underlay.replace(" #", " -c 1 #"))).toMatch(/^[\d:.]+ (IP6?|ARP,) /m);
 }
 
+test("npm run demo -- --exit: all are reached, and it ends with 0 by itself", async () => {
+  expect(await demo(["--", "--exit"], "nodes Ready", async () => {})).toBe(0);
+  expect(said).toContain("who reaches whom, by");
+  expect(said).not.toContain("FAILED");
+}, 300_000);
+
 test("npm run demo -- --exit, and a node forwards no IPv6: it says what was not reached, and ends with 1", async () => {
   const drop = "table ip6 broken { chain forward { type filter hook forward priority 0; policy drop; }; }";
   const code = await demo(
