@@ -70,8 +70,13 @@ test(
     await until("the node to be ready", async () => (await ready())?.status === 200, { timeout: 45_000 });
     expect((await node.object()).metadata.annotations).toHaveProperty(["wigglenet/public-key"]);
 
-    // A directory where the CNI file's target should be cannot be replaced by a file.
-    await node.$`rm /run/wigglenet/*.conflist && mkdir -p /run/wigglenet/10-wigglenet.conflist/full`;
+    // A directory where the CNI file's target should be cannot be replaced by a file. A pass that is still under way may put
+    // the file back before the directory is there.
+    const target = "/run/wigglenet/10-wigglenet.conflist";
+    await until("the directory", async () => {
+      const made = await node.$`rm ${target} && mkdir -p ${target}/full`.nothrow();
+      return made.exitCode === 0;
+    });
     await node.$`ip link set wigglenet down`;
     const failing = await until("the node to be unready", async () => {
       const answer = await ready();
@@ -80,7 +85,7 @@ test(
     expect(failing.text).toStartWith("CNI file: ");
     expect(await get("http://127.0.0.1:24602/healthz")).toMatchObject({ status: 200 });
     expect(await metrics()).toMatchObject({ wigglenet_in_sync: 0 });
-    await node.$`rm -r /run/wigglenet/10-wigglenet.conflist`;
+    await node.$`rm -r ${target}`;
     await until("the node to be ready again", async () => (await ready())?.status === 200, {
       timeout: 40_000,
     });
