@@ -94,8 +94,11 @@ test(
     const key = randomBytes(32).toString("base64");
     await change(key);
     const stands = async () => (await node.$`wg show wigglenet peers`).stdout.includes(key);
-    await until("the changing Node's peer", stands);
-    const before = await stateOf(node);
+    // The last that a pass writes of a node.
+    const before = await until("the changing Node's address in the firewall", async () => {
+      const state = await stateOf(node);
+      return state.nftables.some((line) => line.includes("172.30.0.98")) && state;
+    });
     const running = await probes([a, b]);
     let changing = 0;
     for (let kill = 0; kill < 20; kill += 1) {
