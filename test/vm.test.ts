@@ -10,7 +10,7 @@ import { ControlPlane } from "./lab/controlplane.ts";
 import { nextBuild } from "./lab/nextbuild.ts";
 import { Vm } from "./lab/vm.ts";
 
-/** Of the rest of the tests, those that ask for the kernel's WireGuard, its flow tables, or systemd, in so many words. */
+/** Of the rest of the tests, those that ask for the kernel's WireGuard or rp_filter, its flow tables, or systemd. */
 const guests: Guest[][] = [
   [
     {
@@ -25,6 +25,7 @@ const guests: Guest[][] = [
     {
       runs: [
         { files: ["test/flowtable.test.ts"], only: "" },
+        { files: ["test/edges.test.ts"], only: "behind a port of the node" },
         { files: ["test/vm-systemd.test.ts"], only: "" },
       ],
     },
