@@ -47,7 +47,7 @@ export class Agent {
   #synced = false;
   /** When the loop should have come round at the latest, in milliseconds of performance.now(). */
   #dueBy = Number.POSITIVE_INFINITY;
-  /** The node's own that its links have had since it had them. */
+  /** The node's own that its links have, and those that it has no more in its Node but its links still have. */
   #addresses: ReadonlySet<string> = new Set();
   /** By topic, what was wrong at the last look. */
   readonly #wrong = new Map<string, object | undefined>();

@@ -1,8 +1,8 @@
 /** The demo's cluster, from its start to Ctrl-C. */
+import { families } from "../src/plan/address.ts";
 import { kubernetesDir } from "./lab/cache.ts";
 import { Capture, wireguardPort } from "./lab/capture.ts";
 import { Cluster } from "./lab/cluster.ts";
-import { families } from "./lab/namespace.ts";
 import { type Outcome, reachability, settle, unreached, ways } from "./lab/reachability.ts";
 
 const begin = performance.now();

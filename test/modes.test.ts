@@ -6,7 +6,7 @@ import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
 import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { stateOf } from "./lab/state.ts";
+import { type NodeState, stateOf } from "./lab/state.ts";
 
 const key = "wigglenet/public-key";
 const privateKey = "/etc/wigglenet/private.key";
@@ -34,6 +34,19 @@ async function run(ipv4: boolean, ipv6: boolean): Promise<void> {
     const counts = await Promise.all(lab.nodes.map(async (node) => (await stateOf(node)).wireguard.length));
     return (ipv4 && ipv6) || counts.every((count) => count === 2);
   });
+}
+
+/** The state of a node that had a tunnel and has none any more. */
+async function withoutTunnel(node: LightNode): Promise<NodeState> {
+  const state = await stateOf(node);
+  expect(state.rules.join("\n")).not.toContain("24601");
+  expect(state.annotations).not.toContainKey(key);
+  // A wireguard-go and its link stay, as they may be a service of the node: without addresses and peers.
+  expect(state.link.filter((line) => line.includes(" inet"))).toEqual([]);
+  expect(state.wireguard.slice(1)).toEqual([]);
+  // For the day that the tunnel comes back.
+  expect(node.read(privateKey)).toBeDefined();
+  return state;
 }
 
 describe("native routing", () => {
@@ -155,17 +168,10 @@ describe("native routing", () => {
     await run(true, true);
     await routeByUnderlay("replace");
     for (const node of lab.nodes) {
-      const state = await stateOf(node);
+      const state = await withoutTunnel(node);
       expect(state.routes).toEqual(await guards(node));
-      expect(state.rules.join("\n")).not.toContain("24601");
       expect(state.nftables.join("\n")).not.toContain("mark set");
-      expect(state.annotations).not.toContainKey(key);
       expect(underlayMtu(node)).toBe(1500);
-      // A wireguard-go and its link stay, as they may be a service of the node: without addresses and peers.
-      expect(state.link.filter((line) => line.includes(" inet"))).toEqual([]);
-      expect(state.wireguard.slice(1)).toEqual([]);
-      // For the day that the tunnel comes back.
-      expect(node.read(privateKey)).toBeDefined();
     }
     expect(await lab.unreached(pairs())).toEqual([]);
   });
@@ -216,13 +222,10 @@ test("FIREWALL_ONLY on a node that had the overlay: that goes, but for its key",
   await node.stopAgent();
   node.startAgent({ FIREWALL_ONLY: "1" });
   await node.inSync();
-  const state = await stateOf(node);
-  expect(state).toMatchObject({ routes: [], cni: { target: undefined, content: undefined } });
-  expect(state.annotations).not.toContainKey(key);
-  expect(state.rules.join("\n")).not.toContain("24601");
-  expect(state.link.filter((line) => line.includes(" inet"))).toEqual([]);
-  expect(state.wireguard.slice(1)).toEqual([]);
-  expect(node.read(privateKey)).toBeDefined();
+  expect(await withoutTunnel(node)).toMatchObject({
+    routes: [],
+    cni: { target: undefined, content: undefined },
+  });
   await node.stopAgent();
   node.startAgent({ FIREWALL_ONLY: "1" });
   await node.inSync();

@@ -1,6 +1,8 @@
 /** What a node tells of itself, what it finds wanting, and what it does not take for a reason to act. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { version } from "../package.json";
+import { annotationsOf } from "../src/plan/node.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
@@ -93,12 +95,13 @@ test("a peer whose going failed halfway goes at the retry", async () => {
     kind: "Node",
     metadata: {
       name: "leaver",
-      annotations: {
-        "wigglenet/agent": "{}",
-        "wigglenet/public-key": key,
-        "wigglenet/node-ips": '["172.30.0.99"]',
-        "wigglenet/pod-cidrs": '["10.99.0.0/24"]',
-      },
+      annotations: annotationsOf({
+        version,
+        publicKey: key,
+        podCidrs: ["10.99.0.0/24"],
+        addresses: ["172.30.0.99"],
+        endpoints: ["172.30.0.99"],
+      }),
     },
   });
   const peers = async () => (await n1.$`wg show wigglenet peers`).stdout;

@@ -5,13 +5,14 @@
  *   await cluster.kubectl`apply -f deploy/manifest.yaml`;
  *   await cluster.ready();
  */
+import type { Family } from "../../src/plan/address.ts";
 import type { ApiObject, Node } from "./api.ts";
 import { repository, tool } from "./cache.ts";
 import { ControlPlane } from "./controlplane.ts";
 import { agentImage } from "./image.ts";
 import { imageStore } from "./imagestore.ts";
 import { labImages } from "./labimages.ts";
-import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { Place } from "./place.ts";
 import { until } from "./process.ts";
 import { byFamily } from "./reachability.ts";

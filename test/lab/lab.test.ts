@@ -2,13 +2,14 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
+import { families } from "../../src/plan/address.ts";
 import { ApiError } from "./api.ts";
 import { kubernetes, repository } from "./cache.ts";
 import { anythingClear } from "./capture.ts";
 import { ControlPlane } from "./controlplane.ts";
 import { Lab } from "./lab.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
-import { families, type Host } from "./namespace.ts";
+import type { Host } from "./namespace.ts";
 import type { Pod } from "./pod.ts";
 import { until } from "./process.ts";
 import { reachability, unreached } from "./reachability.ts";

@@ -18,13 +18,14 @@
  * of this machine, used by one lab after the other; the lab gives its nodes their pod CIDRs then.
  */
 import { existsSync, readFileSync } from "node:fs";
+import { families as bothFamilies, type Family } from "../../src/plan/address.ts";
 import { objectsOf } from "./api.ts";
 import { repository } from "./cache.ts";
 import { Capture } from "./capture.ts";
 import { clearTraffic, watchClear } from "./clear.ts";
 import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
 import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
-import { families as bothFamilies, type Family, type Host } from "./namespace.ts";
+import type { Host } from "./namespace.ts";
 import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
 import { Pod } from "./pod.ts";
 import { until } from "./process.ts";

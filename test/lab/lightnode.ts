@@ -4,10 +4,11 @@
  */
 import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname, resolve } from "node:path";
+import type { Family } from "../../src/plan/address.ts";
 import type { Api, Node } from "./api.ts";
 import { tool } from "./cache.ts";
 import type { ControlPlane } from "./controlplane.ts";
-import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import { Place } from "./place.ts";
 import { Pod, type PodOptions } from "./pod.ts";

@@ -9,9 +9,6 @@ import { type RunOptions, run, Service } from "./process.ts";
 /** False where it was booted with ipv6.disable=1. */
 export const kernelHasIpv6 = existsSync("/proc/sys/net/ipv6");
 
-export const families = ["ipv4", "ipv6"] as const;
-export type Family = (typeof families)[number];
-
 /** The addresses of a node, a pod or a host, by family. */
 export interface Addresses {
   ipv4?: string;

@@ -1,6 +1,7 @@
 /** A pod without a kubelet: a network namespace that libcni and the real plugins set up. */
+import type { Family } from "../../src/plan/address.ts";
 import { kubernetes, tool } from "./cache.ts";
-import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { Place } from "./place.ts";
 
 export interface PodOptions {

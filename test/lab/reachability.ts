@@ -1,6 +1,7 @@
 /** Who reaches whom in a cluster of whole nodes, by each family and protocol. */
+import type { Family } from "../../src/plan/address.ts";
 import type { Cluster, ClusterPod } from "./cluster.ts";
-import type { Addresses, Family, Host } from "./namespace.ts";
+import type { Addresses, Host } from "./namespace.ts";
 import type { Protocol, Reached } from "./place.ts";
 import { until } from "./process.ts";
 
@@ -37,11 +38,9 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
   const behindProxy: Protocol[] = ["tcp", "udp"];
   const isOther = (pod: ClusterPod, host: Host) =>
     "node" in host ? host.node !== pod.node : host !== pod.node;
-  const between = (kind: string, from: Host[], to: Host[], fits: (a: Host, b: Host) => boolean): Way[] =>
+  const between = (kind: string, from: Host[], to: Host[], fits: (a: Host, b: Host) => boolean) =>
     from.flatMap((a) =>
-      to
-        .filter((b) => a !== b && fits(a, b))
-        .map((b) => ({ kind, from: a, to: b, protocols: all, families })),
+      to.filter((b) => a !== b && fits(a, b)).map((b) => ({ kind, from: a, to: b, protocols: all })),
     );
   const own = (pod: Host, host: Host) => !isOther(pod as ClusterPod, host);
   const other = (pod: Host, host: Host) => isOther(pod as ClusterPod, host);
@@ -52,20 +51,8 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
     ...between("node → pod of its own", nodes, pods, (node, pod) => own(pod, node)),
     ...between("node → pod on another node", nodes, pods, (node, pod) => other(pod, node)),
     ...between("pod → outside", pods, [outside], () => true),
-    ...pods.map((from) => ({
-      kind: "pod → ClusterIP",
-      from,
-      to: clusterIp,
-      protocols: behindProxy,
-      families,
-    })),
-    ...nodes.map((from) => ({
-      kind: "node → ClusterIP",
-      from,
-      to: clusterIp,
-      protocols: behindProxy,
-      families,
-    })),
+    ...pods.map((from) => ({ kind: "pod → ClusterIP", from, to: clusterIp, protocols: behindProxy })),
+    ...nodes.map((from) => ({ kind: "node → ClusterIP", from, to: clusterIp, protocols: behindProxy })),
     ...[outside, ...nodes].flatMap((from) =>
       nodes.map((to) => ({
         kind: from === outside ? "outside → NodePort" : "node → NodePort",
@@ -73,10 +60,9 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
         to,
         port: nodePort,
         protocols: behindProxy,
-        families,
       })),
     ),
-  ];
+  ].map((way) => ({ ...way, families }));
 }
 
 /**

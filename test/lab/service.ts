@@ -24,7 +24,10 @@ export async function startKubeProxy(
   const server = controlPlane.server(node.addresses.ipv4 ? "ipv4" : "ipv6");
   const user = { cert: `${dir}/client.crt`, key: `${dir}/client.key` };
   await node.write(`${dir}/kubeconfig`, kubeconfig(server, { pem: ca }, user));
-  await node.write(`${dir}/config`, kubeProxyConfig(node.name, mode, `${dir}/kubeconfig`, "dual", podLinks));
+  await node.write(
+    `${dir}/config`,
+    kubeProxyConfig(node.name, mode, `${dir}/kubeconfig`, controlPlane.families, podLinks),
+  );
   const log = `${controlPlane.underlay.dir}/log/${node.name}-kube-proxy.log`;
   return node.namespace.start("kube-proxy", [kubernetes("kube-proxy"), `--config=${dir}/config`], log);
 }

@@ -2,7 +2,8 @@
  * The underlay of a cluster: a bridge in a namespace of its own (the router, where the control plane runs too), the
  * nodes on it, and behind it `outside`, which stands for the Internet and knows no way back to a pod.
  */
-import { type Addresses, families, type Host, kernelHasIpv6, Namespace } from "./namespace.ts";
+import { families } from "../../src/plan/address.ts";
+import { type Addresses, type Host, kernelHasIpv6, Namespace } from "./namespace.ts";
 import { makeScratch, removeScratch } from "./scratch.ts";
 
 export type Families = "dual" | "ipv4" | "ipv6";

@@ -2,11 +2,12 @@
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, dirname } from "node:path";
+import type { Family } from "../../src/plan/address.ts";
 import { kubernetesDir } from "./cache.ts";
 import { makeCgroup, removeCgroup, sweepCgroups } from "./cgroup.ts";
 import type { ControlPlane } from "./controlplane.ts";
 import { copyStore } from "./imagestore.ts";
-import { type Addresses, type Family, type Host, Namespace } from "./namespace.ts";
+import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import type { Pod } from "./pod.ts";
 import { Service, until } from "./process.ts";
