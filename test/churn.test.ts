@@ -94,11 +94,11 @@ test(
     const key = randomBytes(32).toString("base64");
     await change(key);
     const stands = async () => (await node.$`wg show wigglenet peers`).stdout.includes(key);
-    // The last that a pass writes of a node.
-    const before = await until("the changing Node's address in the firewall", async () => {
-      const state = await stateOf(node);
-      return state.nftables.some((line) => line.includes("172.30.0.98")) && state;
-    });
+    // The last that a pass writes of a node. A state is read piece by piece: only the next one is all from after it.
+    await until("the changing Node's address in the firewall", async () =>
+      (await stateOf(node)).nftables.some((line) => line.includes("172.30.0.98")),
+    );
+    const before = await stateOf(node);
     const running = await probes([a, b]);
     let changing = 0;
     for (let kill = 0; kill < 20; kill += 1) {
@@ -118,7 +118,12 @@ test(
     await change(key);
     node.startAgent();
     await node.inSync();
-    await until("the state to be what it was", async () => Bun.deepEquals(await stateOf(node), before));
+    await until("the state to be what it was", async () => Bun.deepEquals(await stateOf(node), before)).catch(
+      async (error) => {
+        expect(await stateOf(node)).toEqual(before);
+        throw error;
+      },
+    );
     await node.killAgent();
     node.startAgent();
     await node.inSync();
