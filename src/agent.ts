@@ -7,6 +7,7 @@ import { type Hands, Host } from "./apply.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
+import { Findings } from "./findings.ts";
 import { forwardingOff, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
@@ -49,8 +50,7 @@ export class Agent {
   #dueBy = Number.POSITIVE_INFINITY;
   /** The node's own that its links have, and those that it has no more in its Node but its links still have. */
   #addresses: ReadonlySet<string> = new Set();
-  /** By topic, what was wrong at the last look. */
-  readonly #wrong = new Map<string, object | undefined>();
+  readonly #findings: Findings;
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -69,7 +69,8 @@ export class Agent {
     const { config, hands, publicKey, log } = options;
     this.#config = config;
     this.#nodes = options.nodes;
-    this.#host = new Host({ config, hands, publicKey, log });
+    this.#findings = new Findings(log);
+    this.#host = new Host({ config, hands, publicKey, findings: this.#findings, log });
     this.#publicKey = publicKey;
     this.#version = options.version;
     this.#reserved = options.reserved;
@@ -117,8 +118,14 @@ export class Agent {
   unready(): string | undefined {
     if (!this.#nodes.complete) return "the Nodes of the cluster have not been read yet";
     const { failing } = this.#host;
-    if (failing.length > 0) return failing.join("\n");
+    const wrong = [...failing, ...this.#findings.lines("unready")];
+    if (wrong.length > 0) return wrong.join("\n");
     return this.#synced ? undefined : "not in sync yet";
+  }
+
+  /** What may break this node though it works now, one line each. */
+  warnings(): string[] {
+    return this.#findings.lines("warning");
   }
 
   /** Something changed that is known already; a pass is due. */
@@ -257,19 +264,13 @@ export class Agent {
   /** A mistyped name, or a link that is still to come. */
   #tellMissing(variable: string, names: readonly string[], links: readonly { name: string }[]): void {
     const missing = names.filter((name) => !links.some((link) => link.name === name));
-    this.#tell(
-      variable,
-      missing.length > 0 ? { missing } : undefined,
-      `${variable} names links that are not there: they count once they are`,
-      { links: links.map((link) => link.name) },
-    );
-  }
-
-  /** Says what is wrong when it begins or changes, not at each look. */
-  #tell(topic: string, wrong: object | undefined, message: string, details: object = {}): void {
-    if (wrong !== undefined && !Bun.deepEquals(wrong, this.#wrong.get(topic)))
-      this.#log.warn({ ...wrong, ...details }, message);
-    this.#wrong.set(topic, wrong);
+    const finding = {
+      severity: "warning" as const,
+      message: `${variable} names links that are not there: they count once they are`,
+      missing,
+      context: { links: links.map((link) => link.name) },
+    };
+    this.#findings.report(variable, missing.length > 0 ? finding : undefined);
   }
 
   /** @returns undefined while nothing is known; a source that fails later leaves what it gave before */
@@ -292,12 +293,14 @@ export class Agent {
       if (!Bun.deepEquals(computed, this.#podRanges))
         this.#log.info({ podCidrs: computed.map((range) => range.subnet) }, "own pod CIDRs");
       this.#podRanges = computed;
+      this.#findings.report("pod CIDRs", undefined);
     } else if (this.#podRanges === undefined)
-      this.#tell(
-        "pod CIDRs",
-        { node: this.#config.nodeName },
-        "the Node has no spec.podCIDRs yet: waiting for the controller manager (--allocate-node-cidrs) to set them; or set POD_CIDR_SOURCE_IPV4 and POD_CIDR_SOURCE_IPV6",
-      );
+      this.#findings.report("pod CIDRs", {
+        severity: "unready",
+        message:
+          "the Node has no spec.podCIDRs yet: waiting for the controller manager (--allocate-node-cidrs) to set them; or set POD_CIDR_SOURCE_IPV4 and POD_CIDR_SOURCE_IPV6",
+        node: this.#config.nodeName,
+      });
     return this.#podRanges;
   }
 
@@ -334,11 +337,9 @@ export class Agent {
   async #checkForwarding(own: readonly PodRange[]): Promise<void> {
     const podFamilies = new Set(own.map((range) => familyOf(range.subnet)));
     const off = await forwardingOff(this.#config.procSysNet, podFamilies);
-    this.#tell(
-      "forwarding",
-      off.length > 0 ? { off } : undefined,
-      "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d",
-    );
+    const message =
+      "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d";
+    this.#findings.report("forwarding", off.length > 0 ? { severity: "warning", message, off } : undefined);
   }
 
   /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */

@@ -4,6 +4,7 @@
  */
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
+import type { Findings } from "./findings.ts";
 import { diffCni, diffSysctls, observeCni } from "./host/files.ts";
 import {
   type Backend,
@@ -15,6 +16,7 @@ import {
   settledFirewall,
 } from "./host/firewall.ts";
 import { diffDevices, observeDevices } from "./host/flowtable.ts";
+import { reportForeign } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
@@ -46,6 +48,7 @@ export class Host {
   readonly #config: Config;
   readonly #hands: Hands;
   readonly #publicKey: string | null;
+  readonly #findings: Findings;
   readonly #log: Logger;
 
   // Undefined: to be observed.
@@ -64,7 +67,6 @@ export class Host {
 
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
-  readonly #warnedOf = new Set<string>();
   /**
    * What the next pass has to observe anew. The pass that is under way may still be looking, or writing down what it
    * has done: it would put back what it knew from before the change.
@@ -77,10 +79,17 @@ export class Host {
   /** Why the pass that is under way is made, for the log. */
   why = "start";
 
-  constructor(options: { config: Config; hands: Hands; publicKey: string | null; log: Logger }) {
+  constructor(options: {
+    config: Config;
+    hands: Hands;
+    publicKey: string | null;
+    findings: Findings;
+    log: Logger;
+  }) {
     this.#config = options.config;
     this.#hands = options.hands;
     this.#publicKey = options.publicKey;
+    this.#findings = options.findings;
     this.#log = options.log;
   }
 
@@ -333,7 +342,7 @@ export class Host {
     const backend = this.#backend;
     const observed = this.#firewall ?? (await observeFirewall(backend));
     this.#firewall = undefined;
-    this.#warnOf(observed);
+    reportForeign(this.#findings, observed, this.#config.port);
     const commands = diffFirewall(backend, firewall, observed);
     this.#untold += commands.filter(isTold).length;
     this.#echoUntil = performance.now() + echo;
@@ -357,24 +366,6 @@ export class Host {
       throw error;
     }
     this.#devices = devices;
-  }
-
-  /** What of others' firewalls stands in the way, each once. */
-  #warnOf({ closed, hidden }: ObservedFirewall): void {
-    const warnings = closed.map((chain) => [
-      chain,
-      "a firewall of this host drops what it does not accept: have it accept the UDP port of the tunnel, and pods' traffic from and to the tunnel's link",
-    ]);
-    if (hidden)
-      warnings.push([
-        hidden,
-        "the tables of iptables-legacy are in use and cannot be read: where their FORWARD policy is DROP, give the agent NET_RAW and /run/xtables.lock, or accept pods' traffic there",
-      ]);
-    for (const [what = "", message] of warnings)
-      if (!this.#warnedOf.has(what)) {
-        this.#warnedOf.add(what);
-        this.#log.warn({ what, port: this.#config.port }, message);
-      }
   }
 
   async #applyCni(desired: Desired): Promise<void> {

@@ -25,13 +25,15 @@ type Routes = Record<string, () => Response | Promise<Response>>;
 /** Milliseconds between two looks at the certificate's files, or two attempts to listen. */
 const renewalCheck = 3_000;
 
-/** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be. */
+/** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be, and what may break it. */
 export function serveHealth(address: BindAddress, agent: Agent): Bun.Server<undefined> {
-  const answer = (wrong: string | undefined) =>
-    new Response(`${wrong ?? "ok"}\n`, { status: wrong === undefined ? 200 : 503 });
+  const answer = (wrong: string | undefined, warnings: string[] = []) =>
+    new Response([wrong ?? "ok", ...warnings.map((each) => `warning: ${each}`), ""].join("\n"), {
+      status: wrong === undefined ? 200 : 503,
+    });
   return listen(address, {
     "/healthz": () => answer(agent.stuck()),
-    "/readyz": () => answer(agent.unready()),
+    "/readyz": () => answer(agent.unready(), agent.warnings()),
   });
 }
 
