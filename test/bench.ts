@@ -1,0 +1,146 @@
+/**
+ * `npm run bench`: what the agent costs in large clusters, on real parts: a real API server with Nodes of 15 kB, one light
+ * node with the compiled agent, real kernel objects. Needs root and `npm run build`. Prints a table; with `--json FILE`
+ * it writes the figures too. `--sizes 1000,5000` chooses the numbers of nodes.
+ */
+import { spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+import { parseArgs } from "node:util";
+import { changePodCidrs, createNodes, heartbeat, inParallel } from "./bench/bigcluster.ts";
+import { costOf, costSince, memoryOf, percentile } from "./bench/process.ts";
+import { tool } from "./lab/cache.ts";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import { sleep, until } from "./lab/process.ts";
+
+interface Figure {
+  name: string;
+  nodes: number;
+  value: number;
+  unit: string;
+  /** The most that it should be; undefined: reported only. */
+  bound: number | undefined;
+}
+
+const { values: options } = parseArgs({
+  options: { json: { type: "string" }, sizes: { type: "string", default: "0,1000,5000" } },
+});
+const figures: Figure[] = [];
+for (const size of options.sizes.split(",").map(Number)) figures.push(...(await measure(size)));
+if (options.json) await Bun.write(options.json, `${JSON.stringify(figures, null, 2)}\n`);
+
+async function measure(nodes: number): Promise<Figure[]> {
+  const results: Figure[] = [];
+  const note = (name: string, value: number, unit: string, bound?: number) => {
+    results.push({ name, nodes, value, unit, bound });
+    const beside = bound === undefined ? "" : `  (bound ${bound})${value > bound ? "  MISSED" : ""}`;
+    console.log(
+      `${String(nodes).padStart(6)}  ${name.padEnd(58)} ${value.toFixed(1).padStart(9)} ${unit}${beside}`,
+    );
+  };
+  await using lab = await Lab.start({ nodes: 0, agents: false });
+  const { api } = lab.controlPlane;
+  await createNodes(api, 0, nodes);
+  const node = await lab.addNode({ podCIDRs: ["10.99.0.0/24", "fd00:99::/64"] }, { agent: false });
+
+  const started = await start(node);
+  note("start to first log line", started.firstLine, "ms", 80);
+  note("start to CNI file", started.cniFile, "ms", nodes === 5_000 ? 2_500 : undefined);
+  const agent = await node.agentPid();
+  await node.inSync(60_000);
+  await quiet(agent);
+  const memory = memoryOf(agent);
+  note("resident, steady", memory.resident, "MB", { 0: 62, 1000: 68, 5000: 100 }[nodes]);
+  note("peak while it starts", memory.peak, "MB", nodes === 5_000 ? 150 : undefined);
+
+  if (nodes > 0) {
+    const events = 200;
+    const changes = await change(node, api, nodes, events);
+    const bounds = { 1000: [4, 15], 5000: [6, 20], 15000: [12, 35] }[nodes] ?? [];
+    note("one node changes: CPU of the agent", changes.own, "ms", bounds[0]);
+    note("one node changes: CPU with its children", changes.all, "ms", bounds[1]);
+    note("one node changes: API server to kernel, p50", percentile(changes.latencies, 0.5), "ms", 60);
+    note("one node changes: API server to kernel, p99", percentile(changes.latencies, 0.99), "ms", 120);
+
+    const before = costOf(agent);
+    await inParallel(0, 500, (index) => heartbeat(api, index % nodes));
+    await quiet(agent);
+    note("500 heartbeats of other nodes: CPU", costSince(agent, before).own, "ms", 150);
+
+    const joining = costOf(agent);
+    for (let second = 0; second < 10; second += 1) {
+      const next = performance.now() + 1_000;
+      await createNodes(api, nodes + second * 20, nodes + (second + 1) * 20);
+      await sleep(next - performance.now());
+    }
+    await quiet(agent);
+    note("200 nodes join within 10 s: CPU of the agent", costSince(agent, joining).own, "ms", 2_000);
+  }
+
+  await node.stopAgent();
+  const from = performance.now();
+  node.startAgent();
+  await node.inSync(60_000);
+  note(
+    "restart with nothing changed to in sync",
+    performance.now() - from,
+    "ms",
+    nodes === 5_000 ? 1_200 : undefined,
+  );
+  return results;
+}
+
+/** Starts the agent; milliseconds until its log has a line and the CNI file is there. */
+async function start(node: LightNode): Promise<{ firstLine: number; cniFile: number }> {
+  const from = performance.now();
+  node.startAgent();
+  await until("the first line of the log", () => node.agentLog().length > 0, { every: 2 });
+  const firstLine = performance.now() - from;
+  await node.ready(120_000);
+  return { firstLine, cniFile: performance.now() - from };
+}
+
+/** Waits until a process has not run for half a second. */
+async function quiet(pid: number): Promise<void> {
+  let before = costOf(pid);
+  await until(
+    "the agent to be idle",
+    async () => {
+      await sleep(500);
+      const { own, children } = costSince(pid, before);
+      before = costOf(pid);
+      return own + children === 0;
+    },
+    { timeout: 60_000 },
+  );
+}
+
+/** One node after the other gets other pod CIDRs: CPU of each change, and how long until its route is in the kernel. */
+async function change(node: LightNode, api: Lab["controlPlane"]["api"], nodes: number, events: number) {
+  const agent = await node.agentPid();
+  const argv = ["run", String(node.namespace.pid), "ip", "-4", "monitor", "route"];
+  const monitor = spawn(tool("enter"), argv, { stdio: ["ignore", "pipe", "inherit"] });
+  const seen = new Map<string, () => void>();
+  createInterface({ input: monitor.stdout }).on("line", (line) => {
+    const [prefix = ""] = line.split(" ");
+    if (line.includes(" dev wigglenet ")) seen.get(prefix)?.();
+  });
+  try {
+    await sleep(200);
+    const before = costOf(agent);
+    const latencies: number[] = [];
+    for (let event = 0; event < events; event += 1) {
+      const prefix = `10.98.${event}.0/24`;
+      const there = new Promise<void>((resolve) => seen.set(prefix, resolve));
+      const from = performance.now();
+      await changePodCidrs(api, (event * 37) % nodes, [prefix, `fd00:3:${event.toString(16)}::/64`]);
+      await there;
+      latencies.push(performance.now() - from);
+    }
+    await quiet(agent);
+    const { own, children } = costSince(agent, before);
+    return { own: own / events, all: (own + children) / events, latencies };
+  } finally {
+    monitor.kill("SIGKILL");
+  }
+}
