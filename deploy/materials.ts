@@ -6,9 +6,10 @@ import { createHash } from "node:crypto";
 import { createReadStream, existsSync, lstatSync, readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import packageJson from "../package.json" with { type: "json" };
+import type { Architecture } from "./architecture.ts";
 import { bunVersion, npmPackages, pluginModules } from "./licences.ts";
 import type { GoModule } from "./plugins.ts";
-import { type Architecture, inImage } from "./tree.ts";
+import { inImage } from "./tree.ts";
 
 interface Package {
   name: string;

@@ -5,7 +5,7 @@ import { $ } from "zx";
 import { cniPlugins } from "../src/host/plugins.ts";
 import { cacheDir } from "../test/lab/cache.ts";
 import { findGo, goBuild } from "../test/lab/install.ts";
-import type { Architecture } from "./tree.ts";
+import type { Architecture } from "./architecture.ts";
 
 const module = `${import.meta.dirname}/cni`;
 const upstream = "github.com/containernetworking/plugins";

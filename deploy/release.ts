@@ -12,8 +12,8 @@ import packageJson from "../package.json" with { type: "json" };
 import { repository } from "../test/lab/cache.ts";
 import { AGENT_IMAGE, imageArchive, sameBytes } from "../test/lab/image.ts";
 import { ensurePackages } from "../test/lab/install.ts";
+import { type Architecture, architectures, executables } from "./architecture.ts";
 import { billOfMaterials } from "./materials.ts";
-import { type Architecture, architectures, executables } from "./tree.ts";
 import { unpack } from "./unpack.ts";
 
 export const releaseDirectory = join(repository, "dist/release");

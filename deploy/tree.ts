@@ -4,18 +4,9 @@ import { cp, mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { $ } from "zx";
 import { repository } from "../test/lab/cache.ts";
+import { type Architecture, architectures, executables } from "./architecture.ts";
 import { agentLicences, pluginLicences } from "./licences.ts";
 import { builtPlugins } from "./plugins.ts";
-
-/** As OCI and Go name them. */
-export const architectures = ["amd64", "arm64"] as const;
-export type Architecture = (typeof architectures)[number];
-
-/** What `npm run build` and `npm run build:arm64` make. */
-export const executables: Record<Architecture, string> = {
-  amd64: join(repository, "dist/wigglenet"),
-  arm64: join(repository, "dist/wigglenet-arm64"),
-};
 
 /** Where the image has what it runs. */
 export const inImage = { agent: "usr/local/bin/wigglenet", plugins: "usr/lib/cni" };

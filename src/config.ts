@@ -4,11 +4,25 @@ import { join } from "node:path";
 import { type CertificateError, type CertificateFiles, readCertificate } from "./certificate.ts";
 import { type Family, families, familyOf, lengthOf, parseAddress, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
-import type { BindAddress, MetricsSettings } from "./serve.ts";
 import { type SettingName, settings } from "./settings.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
 export type PerFamily<T> = Record<Family, T>;
+
+/** Where to listen. */
+export interface BindAddress {
+  /** The variable that says so, and as it says it, for messages. */
+  variable: string;
+  text: string;
+  /** Undefined: all addresses of both families. */
+  hostname: string | undefined;
+  port: number;
+}
+
+export interface MetricsSettings {
+  address: BindAddress;
+  certificate: CertificateFiles | undefined;
+}
 
 export interface Config {
   /** The Node that this agent serves. */

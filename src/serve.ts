@@ -2,23 +2,9 @@
 import type { Logger } from "pino";
 import { register } from "prom-client";
 import type { Agent } from "./agent.ts";
-import { type Certificate, type CertificateFiles, readFittingCertificate } from "./certificate.ts";
+import { type Certificate, readFittingCertificate } from "./certificate.ts";
+import type { BindAddress, MetricsSettings } from "./config.ts";
 import { inSync, observeHandshakes } from "./metrics.ts";
-
-/** Where to listen. */
-export interface BindAddress {
-  /** The variable that says so, and as it says it, for messages. */
-  variable: string;
-  text: string;
-  /** Undefined: all addresses of both families. */
-  hostname: string | undefined;
-  port: number;
-}
-
-export interface MetricsSettings {
-  address: BindAddress;
-  certificate: CertificateFiles | undefined;
-}
 
 type Routes = Record<string, () => Response | Promise<Response>>;
 

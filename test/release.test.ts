@@ -4,9 +4,9 @@ import { lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, s
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { $ } from "zx";
+import { type Architecture, architectures } from "../deploy/architecture.ts";
 import { npmPackages } from "../deploy/licences.ts";
 import { goModules } from "../deploy/plugins.ts";
-import { type Architecture, architectures } from "../deploy/tree.ts";
 import { type Unpacked, unpack } from "../deploy/unpack.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { cniPlugins } from "../src/host/plugins.ts";

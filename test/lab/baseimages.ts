@@ -1,7 +1,7 @@
 /** The images that Dockerfile.distroless builds on, in buildah's storage, for each architecture. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Architecture, architectures } from "../../deploy/tree.ts";
+import { type Architecture, architectures } from "../../deploy/architecture.ts";
 import { $ } from "./buildah.ts";
 import { repository } from "./cache.ts";
 import { makeStandIn, STAND_IN_LABEL } from "./standin.ts";

@@ -1,7 +1,7 @@
 /** Stand-ins for base images, made from Debian's packages. */
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Architecture } from "../../deploy/tree.ts";
+import type { Architecture } from "../../deploy/architecture.ts";
 import { $ } from "./buildah.ts";
 
 /** The Debian packages that distroless' own build puts into `base-nossl`. */

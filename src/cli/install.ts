@@ -10,11 +10,11 @@ import { parseEnv } from "node:util";
 import unit from "../../deploy/wigglenet.service" with { type: "text" };
 import { ApiClient, ApiError } from "../cluster/client.ts";
 import { type Config, ConfigError, readConfig } from "../config.ts";
+import { readIfThere } from "../host/files.ts";
+import { checkPrograms } from "../host/programs.ts";
+import { removal } from "../host/removal.ts";
+import { $, command, perform, printStep, type Step } from "../host/run.ts";
 import { settingNames, settings } from "../settings.ts";
-import { readIfThere } from "./files.ts";
-import { checkPrograms } from "./programs.ts";
-import { removal } from "./removal.ts";
-import { $, command, perform, printStep, type Step } from "./run.ts";
 
 export const executablePath = "/usr/local/bin/wigglenet";
 export const environmentPath = "/etc/wigglenet/wigglenet.env";

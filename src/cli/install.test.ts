@@ -2,9 +2,9 @@ import { describe, expect, test } from "bun:test";
 import { parseEnv } from "node:util";
 import unit from "../../deploy/wigglenet.service" with { type: "text" };
 import { ConfigError, readConfig } from "../config.ts";
+import { printStep, type Step } from "../host/run.ts";
 import { settingNames, settings } from "../settings.ts";
 import { environmentFile, type Installed, planInstall, planUninstall, settingsOf } from "./install.ts";
-import { printStep, type Step } from "./run.ts";
 
 const nothing: Installed = {
   executable: "none",
