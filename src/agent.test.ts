@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import pino from "pino";
 import { Agent } from "./agent.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
@@ -61,4 +61,29 @@ test("what is waited for is said once, not at each pass", async () => {
   const agent = agentOf({ complete: true }, () => Promise.resolve(), { podCIDRs: [], lines });
   for (let pass = 0; pass < 3; pass += 1) await agent.pass();
   expect(lines).toEqual([expect.stringContaining("the Node has no spec.podCIDRs yet")]);
+});
+
+describe("what fails", () => {
+  /** Three passes of an agent whose link cannot be created, for these reasons. */
+  async function failing(...reasons: string[]) {
+    const lines: string[] = [];
+    const left = [...reasons];
+    const agent = agentOf({ complete: true }, () => Promise.reject(new Error(left.shift())), { lines });
+    for (const _ of reasons) await agent.pass();
+    const said = lines.map((line) => JSON.parse(line) as { msg: string; resource?: string; error?: string });
+    return { agent, said: said.filter(({ resource }) => resource === "tunnel").map(({ error }) => error) };
+  }
+
+  test.each<[title: string, reasons: string[], said: number[]]>([
+    ["the same", ["no link", "no link", "no link"], [0]],
+    ["a number differs", ["took 12 ms", "took 1200 ms", "took 7 ms"], [0]],
+    ["a line of a batch", ["Command failed -:1", "Command failed -:300", "Command failed -:2"], [0]],
+    ["another reason", ["no link", "no memory", "no memory"], [0, 1]],
+    ["two in turn", ["no link", "no memory", "no link", "no memory"], [0, 1]],
+  ])("is told once: %s", async (_, reasons, expected) => {
+    const { agent, said } = await failing(...reasons);
+    expect(said).toEqual(expected.map((index) => reasons[index]));
+    // Where it is asked for, it is the latest.
+    expect(agent.unready()).toContain(`tunnel: ${reasons.at(-1)}`);
+  });
 });

@@ -62,6 +62,12 @@ describe("a template becomes argv", () => {
 });
 
 describe("running", () => {
+  const failureOf = (argv: string[], stdin?: string, limit?: number): Promise<CommandError> =>
+    execute({ kind: "run", argv, ...(stdin === undefined ? {} : { stdin }) }, limit).then(
+      () => Promise.reject(new Error("it did not fail")),
+      (thrown) => thrown,
+    );
+
   test("every argument arrives as it is, with no shell between", async () => {
     const output = await $`printf %s\\n ${words}`;
     expect(output).toBe(words.map((word) => `${word}\n`).join(""));
@@ -99,10 +105,71 @@ describe("running", () => {
       "sh -c 'echo no; exit 1': exit code 1: it said nothing",
     ],
     ["a program that is not there", ["wigglenet-no-such"], "cannot start wigglenet-no-such"],
+    ["a signal, by its name", ["sh", "-c", "kill -TERM $$"], "sh -c 'kill -TERM $$': ended by SIGTERM"],
+    [
+      "a signal, and what was said before",
+      ["sh", "-c", "echo low on memory >&2; kill -KILL $$"],
+      "ended by SIGKILL: low on memory",
+    ],
   ])("a failure: %s", async (_, argv, message) => {
-    const error = await execute({ kind: "run", argv }).catch((thrown) => thrown);
+    const error = await failureOf(argv);
     expect(error).toBeInstanceOf(CommandError);
     expect(error.message).toContain(message);
+  });
+
+  test("a program that takes too long is killed, even one that ignores signals, and the error says so", async () => {
+    const begin = performance.now();
+    const argv = ["sh", "-c", "trap '' TERM; while :; do read -t 1 x </dev/zero; done"];
+    expect((await failureOf(argv, undefined, 200)).message).toEndWith(": timed out after 0.2 s");
+    expect(performance.now() - begin).toBeLessThan(5_000);
+  });
+
+  // At 5,000 peers these were 81 kB to 1.7 MB, in one line of the log and in /readyz.
+  const peers = Array.from({ length: 1_000 }, (_, n) => [
+    "peer",
+    Buffer.alloc(32, `${n}`).toString("base64"),
+  ]);
+  const elements = Array.from({ length: 5_000 }, (_, n) => `10.${n >> 8}.${n & 255}.0/24`).join(", ");
+  const routes = Array.from(
+    { length: 2_000 },
+    (_, n) => `route add 10.${n >> 8}.${n & 255}.0/24 dev no-such`,
+  );
+  test.each<[title: string, argv: string[], stdin: string | undefined, message: RegExp]>([
+    [
+      "an argument list of 60 kB",
+      ["wg", "set", "no-such-link", ...peers.flat()],
+      undefined,
+      /^wg set no-such-link peer .*… \(\d{5} characters\): exit code 1: .*No such device/,
+    ],
+    [
+      "stdin of 80 kB",
+      ["ip", "-batch", "-"],
+      `${routes.join("\n")}\n`,
+      /^ip -batch -: exit code \d+: Cannot find device "no-such"; Command failed -:1$/,
+    ],
+    [
+      "a line of 80 kB on stderr",
+      ["nft", "-c", "-f", "-"],
+      `add element inet no-such no-such { ${elements} } nonsense\n`,
+      /^nft -c -f -: exit code 1: \S+ Error: syntax error.*; add element inet no-such .*… \(\d{5} characters\)$/,
+    ],
+    [
+      "5,000 lines on stderr",
+      ["sh", "-c", "for i in $(seq 5000); do echo error $i >&2; done; exit 2"],
+      undefined,
+      /: exit code 2: error 1; error 2; error 3; error 4 \(and 4996 more lines\)$/,
+    ],
+    [
+      "long words of several bytes",
+      ["sh", "-c", "echo $0 $0 >&2; exit 2", "\u{1f4a9}é".repeat(20_000)],
+      undefined,
+      /^sh -c 'echo \$0 \$0 >&2; exit 2' .*: exit code 2: /u,
+    ],
+  ])("a failure with %s is told in one short line", async (_, argv, stdin, message) => {
+    const error = await failureOf(argv, stdin);
+    expect(error.message).toMatch(message);
+    expect(Buffer.byteLength(error.message)).toBeLessThan(1_500);
+    expect(error.message).not.toContain("\n");
   });
 });
 
