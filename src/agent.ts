@@ -145,7 +145,7 @@ export class Agent {
     if (this.#expected === undefined) return;
     const signal = classify(line, this.#expected);
     if (signal === "none") return;
-    this.#log.debug({ line: line.slice(0, 200), signal }, "the kernel tells of a change");
+    this.#log.debug({ line, signal }, "the kernel tells of a change");
     if (signal === "everything") this.forget("drift");
     else {
       this.#host.forgetLinks();
@@ -325,10 +325,7 @@ export class Agent {
     const reported = new Map([...problems].map(([node, list]) => [node, list.join("; ")]));
     for (const [node, text] of reported)
       if (this.#reported.get(node) !== text)
-        this.#log.warn(
-          { node, problems: text.slice(0, 1_000) },
-          "a node's claims do not hold: they are left out",
-        );
+        this.#log.warn({ node, problems: text }, "a node's claims do not hold: they are left out");
     for (const node of this.#reported.keys())
       if (!reported.has(node)) this.#log.info({ node }, "a node's claims hold again");
     this.#reported = reported;

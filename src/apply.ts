@@ -4,6 +4,7 @@
  */
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
+import { Failures } from "./failures.ts";
 import type { Findings } from "./findings.ts";
 import { diffCni, diffSysctls, observeCni } from "./host/files.ts";
 import {
@@ -72,8 +73,7 @@ export class Host {
    * has done: it would put back what it knew from before the change.
    */
   #forgotten = { links: false, firewall: false, rest: false };
-  readonly #attempted = new Set<string>();
-  readonly #failures = new Map<string, { count: number; message: string }>();
+  readonly #failures: Failures;
   /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
   greetAt = Number.POSITIVE_INFINITY;
   /** Why the pass that is under way is made, for the log. */
@@ -91,16 +91,17 @@ export class Host {
     this.#publicKey = options.publicKey;
     this.#findings = options.findings;
     this.#log = options.log;
+    this.#failures = new Failures(options.log);
   }
 
   /** How often in a row the worst of the resources failed; 0 if all work. */
   get failures(): number {
-    return Math.max(0, ...[...this.#failures.values()].map((failure) => failure.count));
+    return this.#failures.worst;
   }
 
   /** What fails now, one line for each resource. */
   get failing(): string[] {
-    return [...this.#failures].map(([resource, { message }]) => `${resource}: ${message}`);
+    return this.#failures.reasons;
   }
 
   /** Undefined until it is chosen. */
@@ -119,9 +120,7 @@ export class Host {
       this.#routes = undefined;
     }
     this.#forgotten = { links: false, firewall: false, rest: false };
-    for (const resource of this.#failures.keys())
-      if (!this.#attempted.has(resource)) this.#failures.delete(resource);
-    this.#attempted.clear();
+    this.#failures.begin();
   }
 
   forgetLinks(): void {
@@ -249,21 +248,14 @@ export class Host {
 
   /** Runs one resource's part; a failure is told once, noted for the retry, and does not stop the others. */
   async attempt<T>(resource: string, part: () => Promise<T>): Promise<T | undefined> {
-    this.#attempted.add(resource);
-    try {
-      const result = await part();
-      if (this.#failures.delete(resource)) this.#log.info({ resource }, "works again");
-      return result;
-    } catch (error) {
-      const { message } = error as Error;
-      const before = this.#failures.get(resource);
-      if (before?.message !== message)
-        this.#log.error({ resource, error: message }, "failed; it is tried again");
-      metrics.failures.inc({ resource });
-      this.#failures.set(resource, { count: (before?.count ?? 0) + 1, message });
-      this.#links = undefined;
-      return undefined;
-    }
+    return await this.#failures.attempt(resource, async () => {
+      try {
+        return await part();
+      } catch (error) {
+        this.#links = undefined;
+        throw error;
+      }
+    });
   }
 
   async perform(what: string, steps: readonly Step[], details: object = {}): Promise<void> {

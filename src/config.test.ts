@@ -367,3 +367,9 @@ describe("expressions", () => {
     expect(config({ POD_CIDR_EXPRESSION: "1 +" }).podCidrExpression).toBeUndefined();
   });
 });
+
+test("a value of any length is named by its beginning", () => {
+  const [mistake = ""] = mistakes({ MASQUERADE_IPV4: "x".repeat(100_000) });
+  expect(mistake).toStartWith('MASQUERADE_IPV4="xxx');
+  expect(mistake.length).toBeLessThan(1_000);
+});

@@ -5,6 +5,7 @@ import { type CertificateError, type CertificateFiles, readCertificate } from ".
 import { type Family, families, familyOf, lengthOf, parseAddress, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
 import { type SettingName, settings } from "./settings.ts";
+import { shorten } from "./shorten.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
 export type PerFamily<T> = Record<Family, T>;
@@ -81,7 +82,7 @@ type Environment = Record<string, string | undefined>;
 export function readConfig(env: Environment): Config {
   const mistakes: string[] = [];
   const wrong = (name: SettingName, right: string) => {
-    mistakes.push(`${name}=${JSON.stringify(env[name] ?? "")}: ${right}`);
+    mistakes.push(`${name}=${shorten(JSON.stringify(env[name] ?? ""), 300)}: ${shorten(right, 600)}`);
   };
   const text = (name: SettingName): string => env[name] ?? settings[name].default;
   const optional = (name: SettingName) => text(name) || undefined;

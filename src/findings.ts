@@ -1,5 +1,6 @@
 /** What is foreign or wrong on this node for as long as it lasts: said once in the log, and shown by `/readyz`. */
 import type { Logger } from "pino";
+import { shorten } from "./shorten.ts";
 
 export interface Finding {
   /** `unready`: the node is not as it should be. `warning`: it works, and something may break it. */
@@ -55,5 +56,5 @@ function line({ severity: _, message, context: __, ...details }: Finding): strin
     ([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`,
   );
   const text = values.length > 0 ? `${message} (${values.join(", ")})` : message;
-  return text.length > longest ? `${text.slice(0, longest)}…` : text;
+  return shorten(text, longest);
 }

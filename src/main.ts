@@ -16,6 +16,7 @@ import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monito
 import { installPlugins } from "./host/plugins.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
 import { perform, printStep } from "./host/run.ts";
+import { createLogger } from "./log.ts";
 import { serveHealth, serveMetrics } from "./serve.ts";
 
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
@@ -68,11 +69,9 @@ async function main(): Promise<void> {
   await (dry ? dryRun(config, client, log) : runAgent(config, client, log));
 }
 
-/** JSON lines. On paper the commands are the output, and only what is wrong is worth a line beside them. */
+/** On paper the commands are the output, and only what is wrong is worth a line beside them. */
 function logger(level: string, paper: boolean): Logger {
-  const options = { level: paper ? "warn" : level, base: null, timestamp: pino.stdTimeFunctions.isoTime };
-  // Written when it is said: what ends the agent is its last line, and a kill loses none.
-  return pino(options, pino.destination({ dest: paper ? 2 : 1, sync: true }));
+  return paper ? createLogger("warn", pino.destination({ dest: 2, sync: true })) : createLogger(level);
 }
 
 async function runAgent(config: Config, client: ApiClient, log: Logger): Promise<void> {

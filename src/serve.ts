@@ -5,6 +5,7 @@ import type { Agent } from "./agent.ts";
 import { type Certificate, readFittingCertificate } from "./certificate.ts";
 import type { BindAddress, MetricsSettings } from "./config.ts";
 import { inSync, observeHandshakes } from "./metrics.ts";
+import { joinLines, longestLine } from "./shorten.ts";
 
 type Routes = Record<string, () => Response | Promise<Response>>;
 
@@ -14,9 +15,10 @@ const renewalCheck = 3_000;
 /** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be, and what may break it. */
 export function serveHealth(address: BindAddress, agent: Agent): Bun.Server<undefined> {
   const answer = (wrong: string | undefined, warnings: string[] = []) =>
-    new Response([wrong ?? "ok", ...warnings.map((each) => `warning: ${each}`), ""].join("\n"), {
-      status: wrong === undefined ? 200 : 503,
-    });
+    new Response(
+      joinLines([...(wrong ?? "ok").split("\n"), ...warnings.map((each) => `warning: ${each}`)], longestLine),
+      { status: wrong === undefined ? 200 : 503 },
+    );
   return listen(address, {
     "/healthz": () => answer(agent.stuck()),
     "/readyz": () => answer(agent.unready(), agent.warnings()),

@@ -91,6 +91,12 @@ describe("requests", () => {
       403,
       `GET ${path}: HTTP 403: nodes is forbidden: User "system:node:n1" cannot list resource "nodes"; system:node:n1 is the identity of a kubelet, which may not read the other nodes: give the agent one of its own, see docs/bare-metal.md`,
     ],
+    [
+      "a long message",
+      failure(500, "x".repeat(9_000)),
+      500,
+      `GET ${path}: HTTP 500: ${"x".repeat(300)}… (9000 characters)`,
+    ],
     ["gone", failure(410, "too old"), 410, `GET ${path}: HTTP 410: too old`],
     [
       "a proxy's page",
@@ -102,7 +108,7 @@ describe("requests", () => {
       "a long page",
       new Response("x".repeat(9_000), { status: 500 }),
       500,
-      `GET ${path}: HTTP 500: ${"x".repeat(300)}`,
+      `GET ${path}: HTTP 500: ${"x".repeat(300)}… (9000 characters)`,
     ],
     [
       "JSON without a message",

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import type { RequestOptions } from "node:https";
 // The package's index loads every generated model, 20 MB: this part alone knows kubeconfigs and credentials.
 import { KubeConfig } from "@kubernetes/client-node/dist/config.js";
+import { shorten } from "../shorten.ts";
 
 export interface ApiRequest {
   method?: "GET" | "PATCH";
@@ -104,13 +105,13 @@ function loadKubeconfig(kubeConfig: KubeConfig, path: string): void {
 }
 
 function describeFailure(request: ApiRequest, status: number, body: string): string {
-  let said = body.slice(0, 300);
+  let said = body;
   try {
     said = (JSON.parse(body) as { message?: string }).message ?? said;
   } catch {
     // Not a Status object: a proxy's page, most likely. Its beginning is shown as it is.
   }
-  return `${request.method ?? "GET"} ${request.path}: HTTP ${status}: ${said}${remedy(status, said)}`;
+  return `${request.method ?? "GET"} ${shorten(request.path, 200)}: HTTP ${status}: ${shorten(said, 300)}${remedy(status, said)}`;
 }
 
 function remedy(status: number, said: string): string {

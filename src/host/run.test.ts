@@ -119,7 +119,7 @@ describe("running", () => {
 
   test("a program that takes too long is killed, even one that ignores signals, and the error says so", async () => {
     const begin = performance.now();
-    const argv = ["sh", "-c", "trap '' TERM; while :; do read -t 1 x </dev/zero; done"];
+    const argv = ["sh", "-c", "trap '' TERM; while :; do :; done"];
     expect((await failureOf(argv, undefined, 200)).message).toEndWith(": timed out after 0.2 s");
     expect(performance.now() - begin).toBeLessThan(5_000);
   });
@@ -139,7 +139,7 @@ describe("running", () => {
       "an argument list of 60 kB",
       ["wg", "set", "no-such-link", ...peers.flat()],
       undefined,
-      /^wg set no-such-link peer .*… \(\d{5} characters\): exit code 1: .*No such device/,
+      /^wg set no-such-link peer .*… \(\d{5} characters\): exit code 1: .*(No such device|not supported)/,
     ],
     [
       "stdin of 80 kB",

@@ -4,6 +4,7 @@
  */
 import { copyFile, link, mkdir, open, rename, symlink, unlink, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
+import { shorten } from "../shorten.ts";
 
 /** A process to run: argv, and what it reads on stdin. */
 export interface Command {
@@ -27,14 +28,41 @@ export type Step =
 
 type Word = string | number | readonly string[];
 
-/** A failed command, with its argv, its exit code and what it said on stderr. */
+/** How a process ended: with a code, by a signal, or by ours because it took too long (milliseconds). */
+type Ending = { exitCode: number } | { signal: string } | { timeLimit: number };
+
+/**
+ * A failed command. Its message is one line of at most some 1,200 characters, whatever was run and said: the beginning of
+ * argv, how it ended, and the first lines of stderr.
+ */
 export class CommandError extends Error {
+  /** All of it. */
   readonly stderr: string;
-  constructor(argv: string[], output: { exitCode: number | null; stderr: string }) {
-    const said = output.stderr.trim() || (output.exitCode === null ? "timed out" : "it said nothing");
-    super(`${printable(argv)}: exit code ${output.exitCode}: ${said}`);
+  constructor(argv: string[], output: Ending & { stderr: string }) {
+    const said = firstLines(output.stderr);
+    const ended =
+      "timeLimit" in output
+        ? `timed out after ${output.timeLimit / 1_000} s`
+        : "signal" in output
+          ? `ended by ${output.signal}`
+          : `exit code ${output.exitCode}`;
+    const nothing = "exitCode" in output ? ": it said nothing" : "";
+    super(`${shorten(printable(argv), 200)}: ${ended}${said ? `: ${said}` : nothing}`);
     this.stderr = output.stderr;
   }
+}
+
+const mostLines = 4;
+
+function firstLines(text: string): string {
+  const lines = text
+    .split("\n")
+    .map((line) => line.trim())
+    // nft underlines what it does not understand, in lines of their own.
+    .filter((line) => /[^\s^~]/.test(line));
+  const said = lines.slice(0, mostLines).map((line) => shorten(line, 200));
+  const more = lines.length - said.length;
+  return `${said.join("; ")}${more > 0 ? ` (and ${more} more line${more > 1 ? "s" : ""})` : ""}`;
 }
 
 /** A command from a template: split at white space; an interpolated value is one argument, an array that many. */
@@ -58,32 +86,37 @@ const timeLimit = 60_000;
  * Runs one command, without a shell; throws `CommandError` if it does not exit with 0. What it reads on stdin is a file in
  * memory: nft before 1.0 and wg open /dev/stdin, which a pipe that is a socket does not allow, and one that ends
  * without having read it all does no harm.
+ * @param limit milliseconds after which it is killed
  */
-export async function execute(command: Command): Promise<string> {
-  return (await run(command)).stdout;
+export async function execute(command: Command, limit = timeLimit): Promise<string> {
+  return (await run(command, limit)).stdout;
 }
 
 /** What a program that is run without an argument says of itself, on stderr as the CNI plugins do. */
 export async function introduction(program: string): Promise<string> {
-  return (await run({ kind: "run", argv: [program] })).stderr;
+  return (await run({ kind: "run", argv: [program] }, timeLimit)).stderr;
 }
 
-async function run({ argv, stdin }: Command): Promise<{ stdout: string; stderr: string }> {
-  const child = start(argv, stdin);
+async function run({ argv, stdin }: Command, limit: number): Promise<{ stdout: string; stderr: string }> {
+  const begin = performance.now();
+  const child = start(argv, stdin, limit);
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  const { exitCode } = child;
-  if (exitCode !== 0) throw new CommandError(argv, { exitCode, stderr });
-  return { stdout, stderr };
+  if (child.exitCode === 0) return { stdout, stderr };
+  if (performance.now() - begin >= limit) throw new CommandError(argv, { timeLimit: limit, stderr });
+  if (child.exitCode === null) throw new CommandError(argv, { signal: String(child.signalCode), stderr });
+  throw new CommandError(argv, { exitCode: child.exitCode, stderr });
 }
 
-function start(argv: string[], stdin: string | undefined) {
+function start(argv: string[], stdin: string | undefined, limit: number) {
   try {
     return Bun.spawn(argv, {
       // One that is left open makes a program that reads it wait.
       stdin: stdin === undefined ? "ignore" : Buffer.from(stdin),
       stdout: "pipe",
       stderr: "pipe",
-      timeout: timeLimit,
+      timeout: limit,
+      // One that hangs may not listen to anything less.
+      killSignal: "SIGKILL",
       env: process.env,
     });
   } catch (error) {
@@ -156,7 +189,7 @@ export function summary(step: Step): string {
           ...(step.stdin === undefined ? [] : ["<<", step.stdin.trim().replaceAll("\n", "; ")]),
         ].join(" ")
       : `${step.kind} ${step.path}`;
-  return text.length > 300 ? `${text.slice(0, 300)}… (${text.length} characters)` : text;
+  return shorten(text, 300);
 }
 
 function argvOf(pieces: TemplateStringsArray, words: readonly Word[]): string[] {
