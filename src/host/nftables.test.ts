@@ -35,29 +35,20 @@ function lines(desired: Ruleset, observed: ObservedRuleset | undefined): string[
 test("the table, from nothing", () => {
   expect(lines(desired(), undefined).join("\n")).toMatchInlineSnapshot(`
     "add table inet wigglenet
-    add set inet wigglenet own-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet own-ipv4 { 10.1.0.0/24 }
-    add set inet wigglenet own-ipv6 { type ipv6_addr; flags interval; }
-    add element inet wigglenet own-ipv6 { fd00:1::/64 }
-    add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet remote-ipv4 { 10.1.1.0/24, 10.1.2.7 }
-    add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; }
-    add element inet wigglenet remote-ipv6 { fd00:1:0:1::/64 }
+    add set inet wigglenet own-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/24 }; }
+    add set inet wigglenet own-ipv6 { type ipv6_addr; flags interval; elements = { fd00:1::/64 }; }
+    add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.1.0/24, 10.1.2.7 }; }
+    add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; elements = { fd00:1:0:1::/64 }; }
     add set inet wigglenet hosts-ipv4 { type ipv4_addr; flags interval; }
     add set inet wigglenet hosts-ipv6 { type ipv6_addr; flags interval; }
-    add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet nodes-ipv4 { 192.0.2.1 }
-    add set inet wigglenet nodes-ipv6 { type ipv6_addr; flags interval; }
-    add element inet wigglenet nodes-ipv6 { 2001:db8::1 }
+    add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }
+    add set inet wigglenet nodes-ipv6 { type ipv6_addr; flags interval; elements = { 2001:db8::1 }; }
     add set inet wigglenet native-ipv4 { type ipv4_addr; flags interval; }
     add set inet wigglenet native-ipv6 { type ipv6_addr; flags interval; }
-    add set inet wigglenet unencrypted-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet unencrypted-ipv4 { 10.1.1.0/24 }
+    add set inet wigglenet unencrypted-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.1.0/24 }; }
     add set inet wigglenet unencrypted-ipv6 { type ipv6_addr; flags interval; }
-    add set inet wigglenet keep-ipv4 { type ipv4_addr; flags interval; }
-    add element inet wigglenet keep-ipv4 { 172.20.0.0/16 }
-    add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; }
-    add element inet wigglenet keep-ipv6 { 2001:db8:9::9 }
+    add set inet wigglenet keep-ipv4 { type ipv4_addr; flags interval; elements = { 172.20.0.0/16 }; }
+    add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; elements = { 2001:db8:9::9 }; }
     add chain inet wigglenet prerouting { type filter hook prerouting priority -90; policy accept; }
     add rule inet wigglenet prerouting meta nfproto ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
     add rule inet wigglenet prerouting meta nfproto ipv4 ip saddr @own-ipv4 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
@@ -155,13 +146,22 @@ describe("desired and observed → transaction", () => {
       "a node joins",
       { nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] },
       settled(),
-      ["add element inet wigglenet nodes-ipv4 { 192.0.2.2 }"],
+      ["add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.2 }; }"],
     ],
     [
-      "a node leaves",
+      "the last node of a family leaves",
       { nodes: ["2001:db8::1"] },
       settled(),
-      ["delete element inet wigglenet nodes-ipv4 { 192.0.2.1 }"],
+      ["flush set inet wigglenet nodes-ipv4"],
+    ],
+    [
+      "a node leaves: the others stay, in the same transaction",
+      {},
+      settled({ nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] }),
+      [
+        "flush set inet wigglenet nodes-ipv4",
+        "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
+      ],
     ],
     [
       // Added first, it would be refused as overlapping.
@@ -169,15 +169,15 @@ describe("desired and observed → transaction", () => {
       pods("10.1.0.0/23"),
       settled(pods("10.1.0.0/24", "10.1.1.0/24")),
       [
-        "delete element inet wigglenet remote-ipv4 { 10.1.0.0/24, 10.1.1.0/24 }",
-        "add element inet wigglenet remote-ipv4 { 10.1.0.0/23 }",
+        "flush set inet wigglenet remote-ipv4",
+        "add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/23 }; }",
       ],
     ],
     [
       "of one address, as nft lists it",
       pods("10.1.2.7/32", "fd00::9/128"),
       settled(pods("10.1.2.7/32")),
-      ["add element inet wigglenet remote-ipv6 { fd00::9 }"],
+      ["add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; elements = { fd00::9 }; }"],
     ],
     [
       "a set was flushed",
@@ -189,7 +189,7 @@ describe("desired and observed → transaction", () => {
           "remote-ipv4": { spec: "type ipv4_addr; flags interval", elements: [] },
         },
       },
-      ["add element inet wigglenet remote-ipv4 { 10.1.0.0/24 }"],
+      ["add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/24 }; }"],
     ],
     [
       "masquerade is switched off",
@@ -208,8 +208,8 @@ describe("desired and observed → transaction", () => {
       { ownPodCidrs: ["10.2.0.0/24", "fd00:1::/64"] },
       settled(),
       [
-        "delete element inet wigglenet own-ipv4 { 10.1.0.0/24 }",
-        "add element inet wigglenet own-ipv4 { 10.2.0.0/24 }",
+        "flush set inet wigglenet own-ipv4",
+        "add set inet wigglenet own-ipv4 { type ipv4_addr; flags interval; elements = { 10.2.0.0/24 }; }",
       ],
     ],
     [
@@ -298,11 +298,12 @@ describe("desired and observed → transaction", () => {
       "flush chain inet wigglenet forward",
       "delete flowtable inet wigglenet fastpath",
       "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
-      "add element inet wigglenet nodes-ipv4 { 192.0.2.2 }",
+      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.2 }; }",
       ...rules(settings),
     ]);
     expect(lines(desired({ flowtable }), settled(settings))).toEqual([
-      "delete element inet wigglenet nodes-ipv4 { 192.0.2.2 }",
+      "flush set inet wigglenet nodes-ipv4",
+      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
     ]);
   });
 
@@ -350,6 +351,8 @@ describe("desired and observed → transaction", () => {
     const nodes = Array.from({ length: 5_000 }, (_, n) => `172.16.${n >> 8}.${n & 255}`);
     expect(diffRuleset(desired({ nodes }), undefined)).toHaveLength(1);
     const one = lines(desired({ nodes: [...nodes, "192.0.2.1"] }), settled({ nodes }));
-    expect(one).toEqual(["add element inet wigglenet nodes-ipv4 { 192.0.2.1 }"]);
+    expect(one).toEqual([
+      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
+    ]);
   });
 });

@@ -1,0 +1,66 @@
+/**
+ * What one node more, and one less, costs in the network namespace that this runs in, without and with huge interval
+ * sets of others. Prints what test/scale.test.ts reads: `ForeignSets` as JSON.
+ */
+import { readFileSync } from "node:fs";
+import { type Backend, diffFirewall, observeFirewall } from "../../src/host/firewall.ts";
+import { perform } from "../../src/host/run.ts";
+import { plan } from "../../src/plan/desired.ts";
+import { crowd, input } from "../../src/plan/fixtures/input.ts";
+
+export interface ForeignSets {
+  /** Milliseconds of processor time that the programs took for the look at what is there, and for the change. */
+  without: Cost;
+  with: Cost;
+  /** What was read for it, line by line. */
+  lines: { joins: string[]; leaves: string[] };
+}
+
+interface Cost {
+  joins: number;
+  leaves: number;
+}
+
+const [, , backend = "nftables", elements = "200000"] = Bun.argv;
+
+/** Processor time of the children that have ended: in ticks of 10 ms. */
+function childrenTime(): number {
+  const fields = readFileSync("/proc/self/stat", "utf8").split(") ")[1]!.split(" ");
+  return (Number(fields[13]) + Number(fields[14])) * 10;
+}
+
+async function sync(nodes: number): Promise<{ cost: number; lines: string[] }> {
+  const before = childrenTime();
+  const { firewall } = plan(input({ nodes: crowd(nodes) }));
+  const commands = diffFirewall(backend as Backend, firewall, await observeFirewall(backend as Backend));
+  await perform(commands);
+  const lines = commands.flatMap(({ stdin }) => stdin?.trim().split("\n") ?? []);
+  return { cost: childrenTime() - before, lines };
+}
+
+async function measure() {
+  const joins = await sync(101);
+  const leaves = await sync(100);
+  return {
+    cost: { joins: joins.cost, leaves: leaves.cost },
+    lines: { joins: joins.lines, leaves: leaves.lines },
+  };
+}
+
+/** As of a tool that keeps lists of addresses: a /30 each, in two sets. */
+function foreignSets(count: number): string {
+  const prefix = (n: number) => `${11 + (n >> 22)}.${(n >> 14) & 255}.${(n >> 6) & 255}.${(n << 2) & 255}/30`;
+  // Not adjacent: nft would make one interval of two.
+  const half = (from: number) => Array.from({ length: count / 2 }, (_, n) => prefix(from + 2 * n)).join(", ");
+  return `table inet others {
+    set first { type ipv4_addr; flags interval; elements = { ${half(0)} }; }
+    set second { type ipv4_addr; flags interval; elements = { ${half(1)} }; }
+  }\n`;
+}
+
+await sync(100);
+const without = await measure();
+await perform([{ kind: "run", argv: ["nft", "-f", "-"], stdin: foreignSets(Number(elements)) }]);
+const beside = await measure();
+const result: ForeignSets = { without: without.cost, with: beside.cost, lines: beside.lines };
+console.log(JSON.stringify(result));
