@@ -87,9 +87,20 @@ function pass(before: State, nodes: NodeRecord[], restarted = false): State & { 
     ruleset: settledRuleset(wanted),
     desired,
     commands: commands.flatMap(({ argv, stdin = "" }) =>
-      [...argv, ...stdin.split(/\s/)].join(" ").split(/[ ,]+/),
+      [...argv, ...changing(stdin, before.ruleset)].join(" ").split(/[\s,]+/),
     ),
   };
+}
+
+/** The lines of a transaction; of a set that is flushed and declared again, only the elements that come or go. */
+function changing(stdin: string, before: ObservedRuleset | undefined): string[] {
+  return stdin.split("\n").flatMap((line) => {
+    const name = /^add set inet wigglenet (\S+)/.exec(line)?.[1];
+    if (name === undefined || !stdin.includes(`flush set inet wigglenet ${name}\n`)) return line;
+    const had = new Set(before?.sets[name]?.elements);
+    const has = new Set(line.split(/[\s,]+/));
+    return [...has.symmetricDifference(had)];
+  });
 }
 
 /** Who has what of the real nodes: peers, routes and sets, a line for each prefix that overlaps one of theirs. */
