@@ -18,8 +18,9 @@ import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
+import { nodeAddresses, underlayMtu } from "./plan/identity.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
-import { matchingLinks, nodeAddresses, nodeLinks, ownPodRanges, underlayMtu } from "./plan/own.ts";
+import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */

@@ -1,4 +1,4 @@
-/** What this node is: its pod CIDRs and its addresses, from its Node, its links and the configuration. */
+/** The links and the pod CIDRs of this node, from its Node, its links and the configuration. */
 import {
   compareAddresses,
   type Family,
@@ -9,7 +9,7 @@ import {
   parsePrefix,
 } from "./address.ts";
 import type { Expression } from "./expression.ts";
-import { type NodeObject, specPodCidrs, statusAddresses } from "./node.ts";
+import { type NodeObject, specPodCidrs } from "./node.ts";
 import { type PodRange, podRange } from "./pods.ts";
 
 /** A link as the plan needs it. */
@@ -30,15 +30,6 @@ export interface OwnSettings {
   podCidrFile: { path: string; content: string | undefined } | undefined;
 }
 
-export interface NodeAddresses {
-  /** On its own links: InternalIPs, then those of NODE_IP_INTERFACES. */
-  addresses: string[];
-  /** All, best first: the former, then what only others can see, such as ExternalIPs behind 1:1 NAT. */
-  endpoints: string[];
-  /** All that its links have, temporary ones too. */
-  onLinks: string[];
-}
-
 /** The links that are the node's own, not the tunnel's and not pods'. */
 export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: string): T[] {
   // ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
@@ -54,47 +45,6 @@ export function matchingLinks(links: readonly { name: string }[], patterns: read
 
 export function matches(name: string, pattern: string): boolean {
   return pattern.endsWith("*") ? name.startsWith(pattern.slice(0, -1)) : name === pattern;
-}
-
-export function nodeAddresses(
-  node: NodeObject,
-  links: readonly NodeLink[],
-  settings: Pick<OwnSettings, "linkName" | "nodeIpInterfaces">,
-): NodeAddresses {
-  const own = nodeLinks(links, settings.linkName);
-  const entries = own.flatMap((link) => link.addresses);
-  const onLink = new Set(entries.filter((entry) => entry.lasting).map((entry) => entry.address));
-  const { internal, external } = statusAddresses(node);
-  const byInterface = settings.nodeIpInterfaces.flatMap((name) =>
-    (own.find((link) => link.name === name)?.addresses ?? [])
-      .filter((entry) => entry.global && entry.lasting && isUsable(entry.address))
-      .map((entry) => entry.address),
-  );
-  const addresses = [
-    ...internal.filter((address) => onLink.has(address)),
-    ...byInterface.filter((address) => !external.includes(address)),
-  ];
-  return {
-    addresses: [...new Set(addresses)],
-    endpoints: [...new Set([...addresses, ...internal, ...external])],
-    onLinks: entries.map((entry) => entry.address),
-  };
-}
-
-/** Smallest MTU of the links that have the node's addresses; of all that have a global one if none has. In bytes. */
-export function underlayMtu(
-  links: readonly NodeLink[],
-  { endpoints }: Pick<NodeAddresses, "endpoints">,
-  tunnel: string,
-): number {
-  const own = nodeLinks(links, tunnel);
-  const carrying = own.filter((link) => link.addresses.some((entry) => endpoints.includes(entry.address)));
-  const candidates =
-    carrying.length > 0 ? carrying : own.filter((link) => link.addresses.some((entry) => entry.global));
-  return Math.min(
-    ...candidates.map((link) => link.mtu),
-    candidates.length > 0 ? Number.POSITIVE_INFINITY : 1500,
-  );
 }
 
 /**
