@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { link } from "./fixtures/links.ts";
-import { nodeAddresses, underlayMtu } from "./identity.ts";
-import type { NodeObject } from "./node.ts";
+import { type NodeAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./identity.ts";
+import { annotationsOf, type NodeObject } from "./node.ts";
 import type { NodeLink, OwnSettings } from "./own.ts";
 
 const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");
@@ -27,8 +27,11 @@ function settings(tweak: Partial<Settings> = {}): Settings {
   return { linkName: "wigglenet", nodeIpInterfaces: [], ...tweak };
 }
 
+const none = { addresses: [], endpoints: [], known: [] };
+
 test("all addresses of its links, whoever else may have them and for how long", () => {
-  expect(nodeAddresses(node(), [...links], settings()).onLinks).toEqual([
+  expect(nodeAddresses(node(), [...links], settings(), none).onLinks).toEqual([
+    "127.0.0.1",
     ...["192.0.2.5", "2001:db8:1::5", "2001:db8:1::abcd", "fe80::5"],
     ...["10.3.0.7", "fd00:3::7"],
   ]);
@@ -72,45 +75,277 @@ describe("addresses", () => {
     ["an address of a pod's link", node(["InternalIP", "10.1.7.1"]), {}, [], ["10.1.7.1"]],
     ["none at all", node(), {}, [], []],
   ])("%s", (_, given, tweak, addresses, endpoints) => {
-    expect(nodeAddresses(given, links, settings(tweak))).toMatchObject({ addresses, endpoints });
+    expect(nodeAddresses(given, links, settings(tweak), none)).toMatchObject({ addresses, endpoints });
+  });
+});
+
+describe("what is listed and left out of the tunnel, with its reason", () => {
+  const lo = link("lo", "127.0.0.1/8", "198.51.100.1/32", "::1/128 l");
+  const dummy = link("dummy0", "198.51.100.2/32", "169.254.20.10/32");
+  const odd = link("eth2", "192.0.2.7/24 d", "2001:db8:1::9/64 f", "2001:db8:1::8/64 d");
+  test.each<
+    [title: string, listed: string, addresses: string[], endpoints: string[], reason: string | undefined]
+  >([
+    ["an address of lo (BGP to the node)", "198.51.100.1", ["198.51.100.1"], ["198.51.100.1"], undefined],
+    ["an address of a dummy link", "198.51.100.2", ["198.51.100.2"], ["198.51.100.2"], undefined],
+    ["link-local, IPv4 (kubernetes#44075)", "169.254.20.10", [], [], "link-local"],
+    ["link-local, IPv6 (kubernetes#83584)", "fe80::5", [], [], "link-local"],
+    ["loopback", "127.0.0.1", [], [], "loopback"],
+    ["loopback, IPv6", "::1", [], [], "loopback"],
+    ["multicast", "224.0.0.1", [], [], "multicast"],
+    ["multicast, IPv6", "ff02::1", [], [], "multicast"],
+    ["unspecified", "0.0.0.0", [], [], "not unicast"],
+    ["unspecified, IPv6", "::", [], [], "not unicast"],
+    ["temporary", "2001:db8:1::abcd", [], ["2001:db8:1::abcd"], "temporary"],
+    ["deprecated", "192.0.2.7", [], ["192.0.2.7"], "deprecated"],
+    ["a duplicate", "2001:db8:1::9", [], ["2001:db8:1::9"], "duplicate"],
+    ["on no link", "198.51.100.5", [], ["198.51.100.5"], "on no link"],
+  ])("%s", (_, listed, addresses, endpoints, reason) => {
+    const given = nodeAddresses(
+      node(["InternalIP", listed]),
+      [lo, dummy, odd, ...links.slice(1)],
+      settings(),
+      none,
+    );
+    expect(given).toMatchObject({ addresses, endpoints });
+    expect([...given.leftOut]).toEqual(reason ? [[listed, expect.stringContaining(reason)]] : []);
+  });
+
+  test("an ExternalIP is an endpoint, as is meant: no reason to tell", () => {
+    const given = nodeAddresses(node(["ExternalIP", "203.0.113.5"]), links, settings(), none);
+    expect(given).toMatchObject({ endpoints: ["203.0.113.5"], leftOut: new Map() });
+  });
+
+  test("no more than 16 are published, those of the node's own links first", () => {
+    const many = Array.from({ length: 12 }, (_, n) => `192.0.3.${n + 1}`);
+    const others = Array.from({ length: 12 }, (_, n) => `203.0.113.${n + 1}`);
+    const given = nodeAddresses(
+      node(
+        ...others.map((address): [string, string] => ["ExternalIP", address]),
+        ...many.map((address): [string, string] => ["InternalIP", address]),
+      ),
+      [link("eth0", ...many.map((address) => `${address}/24`))],
+      settings(),
+      none,
+    );
+    expect(given).toMatchObject({ addresses: many, endpoints: [...many, ...others.slice(0, 4)] });
+    expect([...given.leftOut.keys()]).toEqual(others.slice(4));
+  });
+});
+
+describe("sticky", () => {
+  const both = ["192.0.2.5", "2001:db8:1::5"];
+  const was = (addresses: string[], ...endpoints: string[]) => ({
+    addresses,
+    endpoints: [...addresses, ...endpoints],
+    known: addresses,
+  });
+  const internal = (...addresses: string[]) =>
+    node(...addresses.map((address): [string, string] => ["InternalIP", address]));
+  const without = links.map((each) => (each.name === "eth0" ? link("eth0", "2001:db8:1::5/64") : each));
+  const reversed = [...both].reverse();
+  test.each<
+    [
+      title: string,
+      node: NodeObject,
+      links: NodeLink[],
+      before: ReturnType<typeof was>,
+      addresses: string[],
+      endpoints: string[],
+    ]
+  >([
+    ["status.addresses is empty", node(), links, was(both), both, both],
+    ["and in the order that they had", node(), links, was(reversed), reversed, reversed],
+    ["the Node has a name alone", node(["Hostname", "node-7"]), links, was(both), both, both],
+    [
+      "the InternalIP of one family is gone (kubernetes#109793)",
+      internal("2001:db8:1::5"),
+      links,
+      was(both),
+      both,
+      both,
+    ],
+    ["of the other one", internal("192.0.2.5"), links, was(reversed), reversed, reversed],
+    [
+      "another of that family is listed instead",
+      internal("10.3.0.7", "2001:db8:1::5"),
+      links,
+      was(both),
+      ["10.3.0.7", "2001:db8:1::5"],
+      ["10.3.0.7", "2001:db8:1::5"],
+    ],
+    [
+      "what is listed instead is on no link, or none that a node can have: no reason to let go",
+      internal("198.51.100.9", "fe80::5"),
+      links,
+      was(both),
+      both,
+      [...both, "198.51.100.9"],
+    ],
+    ["it is on no link any more", node(), without, was(both), ["2001:db8:1::5"], ["2001:db8:1::5"]],
+    [
+      "it was on no link for a moment, and is back",
+      node(),
+      links,
+      { ...was(["2001:db8:1::5"]), known: both },
+      both,
+      both,
+    ],
+    [
+      "it is deprecated",
+      node(),
+      [link("eth0", "192.0.2.5/24 d", "2001:db8:1::5/64")],
+      was(both),
+      ["2001:db8:1::5"],
+      ["2001:db8:1::5"],
+    ],
+    [
+      "it is an ExternalIP now",
+      node(["ExternalIP", "192.0.2.5"]),
+      links,
+      was(both),
+      ["2001:db8:1::5"],
+      ["2001:db8:1::5", "192.0.2.5"],
+    ],
+    [
+      "what only others see stays an endpoint while nothing of its family is listed",
+      node(),
+      links,
+      was(both, "203.0.113.5"),
+      both,
+      [...both, "203.0.113.5"],
+    ],
+    [
+      "and goes once something is",
+      internal("192.0.2.5"),
+      links,
+      was(both, "203.0.113.5", "2001:db8:9::9"),
+      both,
+      [...both, "2001:db8:9::9"],
+    ],
+    ["a pod's link has it now", node(), links, was(["10.1.7.1"]), [], []],
+    ["nothing was known", node(), links, was([]), [], []],
+  ])("%s", (_, given, present, before, addresses, endpoints) => {
+    expect(nodeAddresses(given, present, settings(), before)).toMatchObject({ addresses, endpoints });
+  });
+
+  test("an ExternalIP on a link of NODE_IP_INTERFACES does not enter the tunnel when the status is empty", () => {
+    const byInterface = settings({ nodeIpInterfaces: ["eth0"] });
+    const full = nodeAddresses(
+      node(["ExternalIP", "192.0.2.5"], ["InternalIP", "10.3.0.7"]),
+      links,
+      byInterface,
+      none,
+    );
+    expect(full).toMatchObject({
+      addresses: ["10.3.0.7", "2001:db8:1::5"],
+      endpoints: ["10.3.0.7", "2001:db8:1::5", "192.0.2.5"],
+    });
+    expect(nodeAddresses(node(), links, byInterface, full)).toMatchObject({
+      addresses: full.addresses,
+      endpoints: full.endpoints,
+    });
+  });
+
+  test("flapping for long changes nothing, and what replaces an address does so for good", () => {
+    let last: NodeAddresses = nodeAddresses(internal(...both), links, settings(), none);
+    for (const listed of [[], both, ["192.0.2.5"], [], ["2001:db8:1::5"], both, []]) {
+      last = nodeAddresses(internal(...listed), links, settings(), last);
+      expect(last).toMatchObject({ addresses: both, endpoints: both });
+    }
+    last = nodeAddresses(internal("10.3.0.7"), links, settings(), last);
+    expect(last.addresses).toEqual(["2001:db8:1::5", "10.3.0.7"]);
+    last = nodeAddresses(internal(), links, settings(), last);
+    expect(last.addresses).toEqual(["2001:db8:1::5", "10.3.0.7"]);
+  });
+
+  test("after a restart it is what was published", () => {
+    const before = was(reversed, "203.0.113.5");
+    const annotations = annotationsOf({ version: "1.0.0", publicKey: null, podCidrs: [], ...before });
+    const metadata = { name: "node-7", annotations: annotations as Record<string, string> };
+    expect(publishedAddresses({ metadata })).toEqual(before);
+    // Not by an agent of ours, or rewritten since.
+    annotations["wigglenet/node-ips"] = `["192.0.2.5"]`;
+    expect(publishedAddresses({ metadata })).toEqual(none);
+    expect(publishedAddresses({ metadata: { name: "node-7" } })).toEqual(none);
   });
 });
 
 describe("MTU of the underlay", () => {
-  const at = (name: string, mtu: number, ...list: string[]) => ({ ...link(name, ...list), mtu });
-  test.each<[title: string, links: NodeLink[], endpoints: string[], mtu: number]>([
+  const sized = (name: string, mtu: number, ...list: string[]) => ({ ...link(name, ...list), mtu });
+  const route = (prefix: string, dev: string, via?: string, metric = 0) => ({ prefix, dev, via, metric });
+  const wan = sized("eth0", 1500, "198.51.100.5/24");
+  const lan = sized("eth1", 9000, "10.3.0.7/16");
+  const lo = { ...sized("lo", 65_536, "127.0.0.1/8", "192.0.2.5/32"), kind: undefined };
+  const dummy = { ...sized("dummy0", 1400, "192.0.2.6/32"), kind: "dummy" };
+  const routes = [route("0.0.0.0/0", "eth0", "198.51.100.1"), route("10.3.0.0/16", "eth1")];
+  test.each<
     [
-      "of the link with the address",
-      [at("eth0", 1450, "192.0.2.5/24"), at("eth1", 1400, "10.3.0.7/16")],
+      title: string,
+      links: NodeLink[],
+      endpoints: string[],
+      routes: typeof routes,
+      peers: string[],
+      mtu: number,
+    ]
+  >([
+    ["of the link with the address", [wan, lan], ["198.51.100.5"], [], [], 1500],
+    [
+      "the smallest of several, as long as there is no peer",
+      [wan, lan],
+      ["198.51.100.5", "10.3.0.7"],
+      routes,
+      [],
+      1500,
+    ],
+    [
+      "of the link that leads to the peers",
+      [wan, lan],
+      ["198.51.100.5", "10.3.0.7"],
+      routes,
+      ["10.3.0.8"],
+      9000,
+    ],
+    ["of both, if both do", [wan, lan], ["10.3.0.7"], routes, ["10.3.0.8", "203.0.113.1"], 1500],
+    ["whatever link has the address", [wan, lan], ["10.3.0.7"], routes, ["203.0.113.1"], 1500],
+    [
+      "the longest prefix, then the lowest metric",
+      [wan, lan],
+      ["10.3.0.7"],
+      [...routes, route("10.3.0.8/32", "eth0", undefined, 5), route("10.3.0.8/32", "eth1", undefined, 4)],
+      ["10.3.0.8"],
+      9000,
+    ],
+    [
+      "an address on lo: of the link that leads to the peers",
+      [lo, wan, lan],
       ["192.0.2.5"],
-      1450,
+      routes,
+      ["10.3.0.8"],
+      9000,
     ],
-    [
-      "the smallest of several",
-      [at("eth0", 9000, "192.0.2.5/24"), at("eth1", 1400, "10.3.0.7/16")],
-      ["192.0.2.5", "10.3.0.7"],
-      1400,
-    ],
+    ["an address on lo, no peer: of the default route's", [lo, wan, lan], ["192.0.2.5"], routes, [], 1500],
+    ["an address on a dummy link, no peer", [dummy, wan, lan], ["192.0.2.6"], routes, [], 1500],
     [
       "behind 1:1 NAT: of all with a global address",
-      [at("eth0", 1460, "10.3.0.7/16"), at("eth1", 1280, "fe80::1/64 l")],
+      [sized("eth0", 1460, "10.3.0.7/16"), sized("eth1", 1280, "fe80::1/64 l")],
       ["203.0.113.5"],
+      [],
+      [],
       1460,
     ],
     [
       "the tunnel's own does not count",
-      [at("eth0", 1500, "192.0.2.5/24"), at("wigglenet", 1420, "192.0.2.5/32")],
+      [wan, sized("wigglenet", 1420, "192.0.2.5/32")],
       ["192.0.2.5"],
-      1500,
-    ],
-    [
-      "a pod's does not count",
-      [at("eth0", 1500, "192.0.2.5/24"), at("veth01234567", 1420, "10.1.7.1/32")],
+      routes,
       [],
       1500,
     ],
-    ["nothing known", [], [], 1500],
-  ])("%s", (_, given, endpoints, mtu) => {
-    expect(underlayMtu(given, { endpoints }, "wigglenet")).toBe(mtu);
+    ["a pod's does not count", [wan, sized("veth01234567", 1420, "10.1.7.1/32")], [], [], [], 1500],
+    ["a route by a link that is gone", [lan], ["10.3.0.7"], routes, ["203.0.113.1"], 9000],
+    ["nothing known", [], [], [], [], 1500],
+  ])("%s", (_, given, endpoints, table, peers, mtu) => {
+    expect(underlayMtu({ links: given, tunnel: "wigglenet", endpoints, routes: table, peers })).toBe(mtu);
   });
 });

@@ -34,9 +34,9 @@ function settings(tweak: Partial<OwnSettings> = {}): OwnSettings {
   };
 }
 
-test("the tunnel, loopback and pods' links are not the node's own", () => {
+test("the tunnel and pods' links are not the node's own", () => {
   const own = nodeLinks([...links, link("veth1"), link("vethWEB"), link("docker0")], "wigglenet");
-  expect(own.map(({ name }) => name)).toEqual(["eth0", "eth1", "veth1", "vethWEB", "docker0"]);
+  expect(own.map(({ name }) => name)).toEqual(["lo", "eth0", "eth1", "veth1", "vethWEB", "docker0"]);
 });
 
 describe("own pod CIDRs", () => {
@@ -77,6 +77,29 @@ describe("own pod CIDRs", () => {
     ],
   ])("%s", (_, tweak, expected) => {
     expect(subnets(tweak)).toEqual(expected);
+  });
+
+  test("interfaces are sorted, IPv4 before IPv6, and have what others can reach alone (as in 0.7)", () => {
+    // The kernel's own order changes from boot to boot.
+    const given = [
+      link("lo", "127.0.0.1/8", "::1/128 l"),
+      link("eth0", "fe80::5/64 l", "2001:db8:2::5/64", "2001:db8:1::5/64", "192.0.2.9/24", "192.0.2.5/24"),
+      link("eth1", "169.254.0.7/16", "2001:db8:3::7/64 t", "2001:db8:3::8/64 d"),
+    ];
+    const seen = (interfaces: string) =>
+      ownPodRanges(node(), given, {
+        ...settings(expression(`${interfaces}.map(p, p.masked())`)),
+        podCidrSource: { ipv4: "none", ipv6: "expression" },
+      }).map((range) => range.subnet);
+    expect(seen(`[interfaces["eth0"][2]]`)).toEqual(["2001:db8:1::/64"]);
+    expect(seen(`interfaces["eth0"].size() == 4 ? [interfaces["eth0"][3]] : []`)).toEqual([
+      "2001:db8:2::/64",
+    ]);
+    const empty = `interfaces["lo"].size() + interfaces["eth1"].size() == 0`;
+    expect(seen(`${empty} ? [interfaces["eth0"][2]] : []`)).toEqual(["2001:db8:1::/64"]);
+    expect(seen(`string(interfaces["eth0"][0]) == "192.0.2.5/24" ? [interfaces["eth0"][2]] : []`)).toEqual([
+      "2001:db8:1::/64",
+    ]);
   });
 
   test("none in the spec yet", () => {
