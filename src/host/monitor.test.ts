@@ -129,6 +129,15 @@ describe("recorded lines", () => {
   });
 });
 
+test.each<[signal: Signal, line: string]>([
+  ["none", "[LINK]1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536 qdisc noqueue state UNKNOWN group default"],
+  // A node's address may be there.
+  ["links", "[ADDR]1: lo    inet 198.51.100.1/32 scope global lo"],
+  ["links", "[ADDR]Deleted 1: lo    inet6 2001:db8:7::1/128 scope global lo"],
+])("the loopback link: %s: %s", (signal, line) => {
+  expect(classify(line, following)).toBe(signal);
+});
+
 test.each<[title: string, line: string]>([
   ["an empty line", ""],
   ["a label that is not asked for", "[NEIGH]192.0.2.1 dev eth0 lladdr 0e:d8:d5:39:f5:e0 REACHABLE"],

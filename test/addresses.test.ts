@@ -1,0 +1,133 @@
+/**
+ * A node's addresses may vanish from its Node, flap, be odd, or be claimed by somebody else. What flows to them goes on
+ * as long as the node has them, and never in the clear.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { annotation } from "../src/plan/node.ts";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import type { Stream } from "./lab/place.ts";
+import type { Pod } from "./lab/pod.ts";
+import { until } from "./lab/process.ts";
+import { type NodeState, stateOf } from "./lab/state.ts";
+
+const families = ["ipv4", "ipv6"] as const;
+
+let lab: Lab;
+let n2: LightNode, n3: LightNode;
+let pod: Pod;
+let healthy: NodeState[];
+
+beforeAll(async () => {
+  lab = await Lab.start({ nodes: 3, env: { RESYNC_PERIOD: "3600", NODE_IP_INTERFACES: "lo" } });
+  [, n2, n3] = lab.nodes as [LightNode, LightNode, LightNode];
+  [pod] = (await Promise.all(lab.nodes.map((node) => node.pod("p")))) as [Pod, Pod, Pod];
+  // Who has an address on lo alone does not answer for it on the underlay.
+  await n3.namespace.sysctl({ "net.ipv4.conf.all.arp_ignore": 1 });
+  await lab.shakeHands();
+  healthy = await until("all to know each other", async () => {
+    const all = await states();
+    return all.every(({ wireguard }) => wireguard.length === 3) && all;
+  });
+}, 60_000);
+afterAll(() => lab?.[Symbol.asyncDispose]());
+
+const states = () => Promise.all(lab.nodes.map(stateOf));
+const published = async (node: LightNode) =>
+  JSON.parse((await node.object()).metadata.annotations?.[annotation.nodeIps] ?? "[]") as string[];
+
+/** A pod of n1 talks to n2, and n2 to it. */
+function flows(): Promise<Stream[]> {
+  return Promise.all(
+    families.flatMap((family) => [
+      lab.probe(pod, n2, { family }),
+      lab.probe(pod, n2, { family, protocol: "tcp" }),
+      lab.probe(n2, pod, { family }),
+    ]),
+  );
+}
+
+/** What was lost of each, at the end. */
+async function lost(streams: Stream[]): Promise<number[]> {
+  return (await Promise.all(streams.map((stream) => stream.stop()))).map((count) => count.lost);
+}
+
+const reached = () => lab.unreached([pod, n2]);
+const own = () => n2.addresses as { ipv4: string; ipv6: string };
+
+describe("an address that is on the node's link stays in the tunnel", () => {
+  test.each<[way: string, harm: () => Promise<unknown>, heal: () => Promise<unknown>]>([
+    [
+      "its Node's status.addresses are empty (cloud-provider-openstack#280)",
+      () => n2.publishAddresses({}, {}),
+      () => n2.publishAddresses(),
+    ],
+    [
+      "the InternalIP of one family is gone (kubernetes#109793)",
+      () => n2.publishAddresses({ ipv6: own().ipv6 }),
+      () => n2.publishAddresses(),
+    ],
+    ["that of the other", () => n2.publishAddresses({ ipv4: own().ipv4 }), () => n2.publishAddresses()],
+    [
+      "they are link-local (kubernetes#44075, #83584)",
+      () => n2.publishAddresses({ ipv4: "169.254.20.10", ipv6: "fe80::9" }),
+      () => n2.publishAddresses(),
+    ],
+    [
+      "they flap",
+      async () => {
+        for (let round = 0; round < 10; round += 1) {
+          await n2.publishAddresses({}, {});
+          await n2.publishAddresses();
+        }
+      },
+      () => Promise.resolve(),
+    ],
+    [
+      "they are empty, and the agent is restarted",
+      async () => {
+        await n2.publishAddresses({}, {});
+        await n2.stopAgent();
+        n2.startAgent();
+        await n2.inSync();
+      },
+      () => n2.publishAddresses(),
+    ],
+    [
+      "another Node lists them in its status (a VIP that fails over)",
+      () => n3.publishAddresses(own()),
+      () => n3.publishAddresses(),
+    ],
+  ])("%s", async (_, harm, heal) => {
+    await using capture = await lab.capture();
+    const streams = await flows();
+    await harm();
+    await Promise.all(streams.map((stream) => stream.flowing(50)));
+    expect(await reached()).toEqual([]);
+    const [first, second] = await states();
+    expect([first, second]).toEqual(healthy.slice(0, 2));
+    await heal();
+    await Promise.all(streams.map((stream) => stream.flowing(50)));
+    expect(await lost(streams)).toEqual(streams.map(() => 0));
+    expect(await capture.stop()).toEqual([]);
+    await until("all to be as before", async () => Bun.deepEquals(await states(), healthy)).catch(
+      async (error) => {
+        expect(await states()).toEqual(healthy);
+        throw error;
+      },
+    );
+  });
+});
+
+test("an odd address is left out by the node itself, with its reason in the log, and costs it nothing", async () => {
+  await n2.publishAddresses({ ipv4: "169.254.20.10", ipv6: own().ipv6 });
+  const finding = await until("n2 to name it", () =>
+    n2.agentLog().find((line) => line.topic === "addresses"),
+  );
+  expect(finding).toMatchObject({ level: 40, leftOut: { "169.254.20.10": "it is link-local" } });
+  expect(await published(n2)).toEqual(JSON.parse(healthy[1]?.annotations[annotation.nodeIps] ?? ""));
+  await n2.publishAddresses();
+  await until("n2 to say that it is over", () =>
+    n2.agentLog().some((line) => line.topic === "addresses" && line.level === 30),
+  );
+});
