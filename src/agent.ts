@@ -18,7 +18,7 @@ import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
-import { nodeAddresses, underlayMtu } from "./plan/identity.ts";
+import { type KnownAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./plan/identity.ts";
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
 import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
@@ -38,6 +38,8 @@ export class Agent {
   readonly #reserved: string[];
 
   #podRanges: PodRange[] | undefined;
+  /** Undefined before the first pass. */
+  #known: KnownAddresses | undefined;
   /**
    * What decides which of two claims stands: what was in the tunnel when this process began, then what it put there.
    * Not what it sees: in a link that was deleted, or edited by somebody, nothing of it stands any more.
@@ -191,8 +193,10 @@ export class Agent {
       name: config.nodeName,
       publicKey: this.#publicKey,
       podRanges,
-      ...nodeAddresses(node, links, config),
+      ...nodeAddresses(node, links, config, this.#known ?? publishedAddresses(node)),
     };
+    this.#known = own;
+    this.#reportLeftOut(own.leftOut);
     this.#followAddresses(links, own.addresses);
 
     // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
@@ -225,7 +229,14 @@ export class Agent {
       own,
       nodes: [...this.#nodes.others.values()],
       settings: { ...config, nativeRouting, flowtable },
-      underlayMtu: underlayMtu(links, own, config.linkName),
+      underlayMtu: underlayMtu({
+        links,
+        tunnel: config.linkName,
+        endpoints: own.endpoints,
+        routes: routes.underlay,
+        nodes: this.#nodes.others.values(),
+        families: config.tunnelFamilies,
+      }),
       standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: routes.underlay,
       departed: this.#departedClaims(routes, own.podRanges),
@@ -260,6 +271,20 @@ export class Agent {
     if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
     this.#addresses = new Set([...this.#addresses, ...addresses].filter((address) => present.has(address)));
     this.#tellMissing("NODE_IP_INTERFACES", this.#config.nodeIpInterfaces, own);
+  }
+
+  #reportLeftOut(leftOut: ReadonlyMap<string, string>): void {
+    this.#findings.report(
+      "addresses",
+      leftOut.size === 0
+        ? undefined
+        : {
+            severity: "warning",
+            message:
+              "addresses that the Node lists do not go through the tunnel: have kubelet (--node-ip) or the cloud provider list lasting unicast addresses of this node's links",
+            leftOut: Object.fromEntries(leftOut),
+          },
+    );
   }
 
   /** A mistyped name, or a link that is still to come. */

@@ -2,23 +2,11 @@
 import { existsSync } from "node:fs";
 import type { Logger } from "pino";
 import { compareAddresses, parseAddress } from "../plan/address.ts";
+import type { NodeLink } from "../plan/own.ts";
 import { $, batch, type Command, CommandError, command, execute } from "./run.ts";
 
-export interface LinkAddress {
-  address: string;
-  length: number;
-  /** Neither temporary (RFC 8981) nor deprecated nor failed: one that will be there tomorrow. */
-  lasting: boolean;
-  global: boolean;
-}
-
-export interface Link {
-  name: string;
-  /** `wireguard`, `tun`, `veth`, …; undefined for a physical link. */
-  kind: string | undefined;
-  mtu: number;
+export interface Link extends NodeLink {
   up: boolean;
-  addresses: LinkAddress[];
 }
 
 interface IpLink {
@@ -58,8 +46,14 @@ export function parseLinks(output: string): Link[] {
               : {
                   address,
                   length: entry.prefixlen ?? 0,
-                  lasting: !entry.temporary && !entry.deprecated && !entry.dadfailed,
                   global: entry.scope === "global",
+                  flaw: entry.temporary
+                    ? "temporary"
+                    : entry.deprecated
+                      ? "deprecated"
+                      : entry.dadfailed
+                        ? "duplicate"
+                        : undefined,
                 };
           }),
         },

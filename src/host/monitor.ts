@@ -53,6 +53,8 @@ export function classify(line: string, expected: Expectation): Signal {
   }
   if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
   const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
+  // Its routes stay whatever becomes of its addresses.
+  if (name === "lo" && label === "ADDR") return "links";
   // Pods' links come and go all the time, and nothing else of ours depends on them.
   if (name.startsWith("veth") || name === "lo")
     return label === "LINK" && expected.devices.some((device) => matches(name, device)) ? "links" : "none";

@@ -82,20 +82,27 @@ export function nthAddress(prefix: string, index: bigint): string {
 }
 
 // Never a pod's or a node's: this network, loopback, link-local, multicast and above (RFC 6890).
-const special = [
-  "0.0.0.0/8",
-  "127.0.0.0/8",
-  "169.254.0.0/16",
-  "224.0.0.0/3",
-  "::/96",
-  "::ffff:0:0/96",
-  "fe80::/10",
-  "ff00::/8",
+const special: [range: string, name: string][] = [
+  ["0.0.0.0/8", "not unicast"],
+  ["127.0.0.0/8", "loopback"],
+  ["169.254.0.0/16", "link-local"],
+  ["224.0.0.0/4", "multicast"],
+  ["240.0.0.0/4", "not unicast"],
+  ["::1/128", "loopback"],
+  ["::/96", "not unicast"],
+  ["::ffff:0:0/96", "IPv4-mapped"],
+  ["fe80::/10", "link-local"],
+  ["ff00::/8", "multicast"],
 ];
 
 /** Whether a prefix or address has no part in the special ranges that no pod or node can have. */
 export function isUsable(value: string): boolean {
-  return !special.some((range) => overlaps(range, value));
+  return unusableAs(value) === undefined;
+}
+
+/** What of the special ranges a prefix or address has a part in, if any: `loopback`, `link-local`, … */
+export function unusableAs(value: string): string | undefined {
+  return special.find(([range]) => overlaps(range, value))?.[1];
 }
 
 /** How many addresses a prefix has. */

@@ -346,6 +346,8 @@ describe("MTU of the underlay", () => {
     ["a route by a link that is gone", [lan], ["10.3.0.7"], routes, ["203.0.113.1"], 9000],
     ["nothing known", [], [], [], [], 1500],
   ])("%s", (_, given, endpoints, table, peers, mtu) => {
-    expect(underlayMtu({ links: given, tunnel: "wigglenet", endpoints, routes: table, peers })).toBe(mtu);
+    const nodes = peers.map((address) => ({ endpoints: ["2001:db8:9::9", address] }));
+    const own = { links: given, tunnel: "wigglenet", endpoints, routes: table };
+    expect(underlayMtu({ ...own, nodes, families: ["ipv4", "ipv6"] })).toBe(mtu);
   });
 });

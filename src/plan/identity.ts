@@ -1,54 +1,142 @@
 /** What this node is to others: its addresses, and the MTU of the links that they are reached by. */
-import { isUsable } from "./address.ts";
-import { type NodeObject, statusAddresses } from "./node.ts";
+import { type Family, familyOf, isUsable, unusableAs } from "./address.ts";
+import type { UnderlayRoute } from "./desired.ts";
+import { lookup } from "./lookup.ts";
+import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./node.ts";
 import { type NodeLink, nodeLinks, type OwnSettings } from "./own.ts";
+
+/** What was decided before: in the last pass or, after a start, what the Node's annotations say. */
+export interface KnownAddresses {
+  addresses: readonly string[];
+  endpoints: readonly string[];
+  /** Of its own links, those that it had and nothing has replaced, whether a link has them now or not. */
+  known: readonly string[];
+}
 
 export interface NodeAddresses {
   /** On its own links: InternalIPs, then those of NODE_IP_INTERFACES. */
   addresses: string[];
   /** All, best first: the former, then what only others can see, such as ExternalIPs behind 1:1 NAT. */
   endpoints: string[];
+  known: string[];
   /** All that its links have, temporary ones too. */
   onLinks: string[];
+  /** Listed addresses that do not go through the tunnel, or are not published, and why. */
+  leftOut: Map<string, string>;
 }
 
+/** What the agent has published on its own Node; nothing if another program wrote it. */
+export function publishedAddresses(node: Pick<NodeObject, "metadata">): KnownAddresses {
+  if (!saysAll(node.metadata.annotations)) return { addresses: [], endpoints: [], known: [] };
+  const { addresses, endpoints } = fromAnnotations(node);
+  const inOrder = endpoints.filter((address) => addresses.includes(address));
+  return { addresses: inOrder, endpoints, known: inOrder };
+}
+
+/**
+ * An address that this node had stays as long as a link has it and the Node lists no other of that family that can take
+ * its place: a status that is empty for a while, as cloud providers cause it, changes nothing.
+ */
 export function nodeAddresses(
   node: NodeObject,
   links: readonly NodeLink[],
   settings: Pick<OwnSettings, "linkName" | "nodeIpInterfaces">,
+  before: KnownAddresses,
 ): NodeAddresses {
   const own = nodeLinks(links, settings.linkName);
   const entries = own.flatMap((link) => link.addresses);
-  const onLink = new Set(entries.filter((entry) => entry.lasting).map((entry) => entry.address));
-  const { internal, external } = statusAddresses(node);
-  const byInterface = settings.nodeIpInterfaces.flatMap((name) =>
-    (own.find((link) => link.name === name)?.addresses ?? [])
-      .filter((entry) => entry.global && entry.lasting && isUsable(entry.address))
-      .map((entry) => entry.address),
+  const { internal, external, unusable } = statusAddresses(node);
+  const lists = (family: Family) => [...internal, ...external].some((each) => familyOf(each) === family);
+  const remote = before.endpoints.filter(
+    (address) => !before.known.includes(address) && !lists(familyOf(address)),
   );
-  const addresses = [
-    ...internal.filter((address) => onLink.has(address)),
-    ...byInterface.filter((address) => !external.includes(address)),
-  ];
+  const elsewhere = new Set([...external, ...remote]);
+  const onLink = new Set(entries.filter((entry) => !entry.flaw).map((entry) => entry.address));
+  const fits = (address: string) => onLink.has(address) && !elsewhere.has(address) && isUsable(address);
+  const listed = internal.filter(fits);
+  const byInterface = settings.nodeIpInterfaces
+    .flatMap((name) => own.find((link) => link.name === name)?.addresses ?? [])
+    .filter((entry) => entry.global && fits(entry.address))
+    .map((entry) => entry.address);
+  const current = [...listed, ...byInterface];
+  const replaced = new Set(listed.map(familyOf));
+  const lasting = before.known.filter(
+    (address) => !current.includes(address) && !replaced.has(familyOf(address)) && !elsewhere.has(address),
+  );
+  const all = unique([...current, ...lasting.filter(fits)]);
+  // The Node's own order, unless it does not list all: then the order that was published, so that nothing changes.
+  const addresses = lasting.some(fits) ? inOrderOf(before.known, all) : all;
+  const endpoints = unique([...addresses, ...internal, ...external, ...remote]);
+  const leftOut = new Map(unusable.map((address) => [address, `it is ${unusableAs(address)}`]));
+  for (const address of internal)
+    if (!addresses.includes(address)) leftOut.set(address, whyNot(address, entries));
+  for (const address of endpoints.slice(mostClaims))
+    leftOut.set(address, `it is one more than the ${mostClaims} that a node publishes`);
   return {
-    addresses: [...new Set(addresses)],
-    endpoints: [...new Set([...addresses, ...internal, ...external])],
+    addresses: addresses.slice(0, mostClaims),
+    endpoints: endpoints.slice(0, mostClaims),
+    known: inOrderOf(addresses, unique([...addresses, ...lasting])).slice(0, 2 * mostClaims),
     onLinks: entries.map((entry) => entry.address),
+    leftOut,
   };
 }
 
-/** Smallest MTU of the links that have the node's addresses; of all that have a global one if none has. In bytes. */
-export function underlayMtu(
-  links: readonly NodeLink[],
-  { endpoints }: Pick<NodeAddresses, "endpoints">,
-  tunnel: string,
-): number {
-  const own = nodeLinks(links, tunnel);
-  const carrying = own.filter((link) => link.addresses.some((entry) => endpoints.includes(entry.address)));
-  const candidates =
-    carrying.length > 0 ? carrying : own.filter((link) => link.addresses.some((entry) => entry.global));
-  return Math.min(
-    ...candidates.map((link) => link.mtu),
-    candidates.length > 0 ? Number.POSITIVE_INFINITY : 1500,
+function whyNot(address: string, entries: NodeLink["addresses"]): string {
+  const flaw = entries.find((entry) => entry.address === address)?.flaw;
+  if (flaw === "temporary") return "it is temporary (RFC 8981): others may use it as an endpoint alone";
+  if (flaw === "deprecated") return "it is deprecated on its link: others may use it as an endpoint alone";
+  if (flaw === "duplicate") return "another host on the link has it too (a duplicate)";
+  return "it is on no link of this node: others may use it as an endpoint alone";
+}
+
+function inOrderOf(order: readonly string[], values: readonly string[]): string[] {
+  return [
+    ...order.filter((value) => values.includes(value)),
+    ...values.filter((value) => !order.includes(value)),
+  ];
+}
+
+function unique(values: readonly string[]): string[] {
+  return [...new Set(values)];
+}
+
+/** Links whose MTU says nothing about what is behind them. */
+const isVirtual = ({ name, kind }: NodeLink) => name === "lo" || kind === "dummy";
+
+/**
+ * Smallest MTU of the links that lead to the peers. While there are none: of the links that have the node's addresses,
+ * else of the default routes', else of all that have a global address. In bytes.
+ */
+export function underlayMtu(input: {
+  links: readonly NodeLink[];
+  tunnel: string;
+  endpoints: readonly string[];
+  routes: readonly UnderlayRoute[];
+  nodes: Iterable<{ endpoints: readonly string[] }>;
+  /** That the tunnel's packets may have. */
+  families: readonly Family[];
+}): number {
+  const own = nodeLinks(input.links, input.tunnel).filter((link) => !isVirtual(link));
+  const sizes = new Set(own.map((link) => link.mtu));
+  if (sizes.size <= 1) return [...sizes][0] ?? 1500;
+  const find = lookup(input.routes);
+  const reaches = input.families.filter((family) =>
+    input.endpoints.some((each) => familyOf(each) === family),
   );
+  const peers = [...input.nodes].flatMap(
+    ({ endpoints }) => endpoints.find((address) => reaches.includes(familyOf(address))) ?? [],
+  );
+  const named = (names: ReadonlySet<string | undefined>) => own.filter((link) => names.has(link.name));
+  const defaults = input.routes.filter((route) => route.prefix === "0.0.0.0/0" || route.prefix === "::/0");
+  const candidates = [
+    () => named(new Set(peers.map((address) => find(address)?.dev))),
+    () => own.filter((link) => link.addresses.some((entry) => input.endpoints.includes(entry.address))),
+    () => named(new Set(defaults.map((route) => route.dev))),
+    () => own.filter((link) => link.addresses.some((entry) => entry.global)),
+  ];
+  for (const choose of candidates) {
+    const found = choose();
+    if (found.length > 0) return Math.min(...found.map((link) => link.mtu));
+  }
+  return 1500;
 }

@@ -312,7 +312,11 @@ test("what does not parse in the spec is left out", () => {
   expect(specPodCidrs({ metadata: { name: "n" }, spec: { podCIDRs: ["x", "10.1.7.1/24"] } })).toEqual([
     "10.1.7.0/24",
   ]);
-  expect(statusAddresses({ metadata: { name: "n" } })).toEqual({ internal: [], external: [] });
+  expect(statusAddresses({ metadata: { name: "n" } })).toEqual({
+    internal: [],
+    external: [],
+    unusable: [],
+  });
 });
 
 describe("properties", () => {

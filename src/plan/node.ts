@@ -12,6 +12,9 @@ export const annotation = {
   agent: "wigglenet/agent",
 } as const;
 
+/** How many pod CIDRs a node may have, and how many addresses. */
+export const mostClaims = 16;
+
 export interface NodeRecord {
   name: string;
   /** Creation time, RFC 3339: the older of two Nodes with the same claim wins. */
@@ -116,14 +119,23 @@ export function specPodCidrs(node: NodeObject): string[] {
   return given.flatMap((cidr) => parsePrefix(cidr) ?? []);
 }
 
-/** The addresses of `status.addresses` by type, canonical, in their order. */
-export function statusAddresses(node: NodeObject): { internal: string[]; external: string[] } {
+/** The addresses of `status.addresses` by type, canonical, in their order; apart those that no node can have. */
+export function statusAddresses(node: NodeObject): {
+  internal: string[];
+  external: string[];
+  unusable: string[];
+} {
   const of = (type: string) =>
     (node.status?.addresses ?? [])
       .filter((entry) => entry.type === type)
       .flatMap((entry) => parseAddress(entry.address) ?? []);
   const internal = unique(of("InternalIP"));
-  return { internal, external: unique(of("ExternalIP")).filter((address) => !internal.includes(address)) };
+  const external = unique(of("ExternalIP")).filter((address) => !internal.includes(address));
+  return {
+    internal: internal.filter(isUsable),
+    external: external.filter(isUsable),
+    unusable: [...internal, ...external].filter((address) => !isUsable(address)),
+  };
 }
 
 /** The canonical text of a key if `value` is base64 of 32 bytes that are not all zero. */

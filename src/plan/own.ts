@@ -15,8 +15,16 @@ import { type PodRange, podRange } from "./pods.ts";
 /** A link as the plan needs it. */
 export interface NodeLink {
   name: string;
+  /** `wireguard`, `dummy`, `veth`, …; undefined for a physical link, and for lo. */
+  kind: string | undefined;
   mtu: number;
-  addresses: { address: string; length: number; lasting: boolean; global: boolean }[];
+  addresses: {
+    address: string;
+    length: number;
+    global: boolean;
+    /** Why it may not be there tomorrow: temporary (RFC 8981), deprecated, or a duplicate of another host's. */
+    flaw: "temporary" | "deprecated" | "duplicate" | undefined;
+  }[];
 }
 
 export interface OwnSettings {
@@ -33,9 +41,7 @@ export interface OwnSettings {
 /** The links that are the node's own, not the tunnel's and not pods'. */
 export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: string): T[] {
   // ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
-  return links.filter(
-    (link) => link.name !== tunnel && link.name !== "lo" && !/^veth[0-9a-f]{8}$/.test(link.name),
-  );
+  return links.filter((link) => link.name !== tunnel && !/^veth[0-9a-f]{8}$/.test(link.name));
 }
 
 /** The links that match, by name or, with a `*` at its end, by how it begins. */
@@ -101,7 +107,11 @@ function evaluate(node: NodeObject, links: readonly NodeLink[], settings: OwnSet
   const interfaces = Object.fromEntries(
     links.map((link) => [
       link.name,
-      link.addresses.filter((entry) => entry.lasting).map((entry) => `${entry.address}/${entry.length}`),
+      // Sorted, as the kernel's order changes from boot to boot.
+      link.addresses
+        .filter((entry) => !entry.flaw && isUsable(entry.address))
+        .sort((a, b) => compareAddresses(a.address, b.address) || a.length - b.length)
+        .map((entry) => `${entry.address}/${entry.length}`),
     ]),
   );
   return settings.podCidrExpression?.evaluate({ interfaces, node: { name, labels, annotations } }) ?? [];
