@@ -104,15 +104,17 @@ export function ownPodRanges(
 
 function evaluate(node: NodeObject, links: readonly NodeLink[], settings: OwnSettings): string[] {
   const { name, labels = {}, annotations = {} } = node.metadata;
+  // Sorted, as the kernel's order changes from boot to boot; and a link without any is not there, as in 0.7.
   const interfaces = Object.fromEntries(
-    links.map((link) => [
-      link.name,
-      // Sorted, as the kernel's order changes from boot to boot.
-      link.addresses
-        .filter((entry) => !entry.flaw && isUsable(entry.address))
-        .sort((a, b) => compareAddresses(a.address, b.address) || a.length - b.length)
-        .map((entry) => `${entry.address}/${entry.length}`),
-    ]),
+    links
+      .map(({ name, addresses }) => [
+        name,
+        addresses
+          .filter((entry) => !entry.flaw && isUsable(entry.address))
+          .sort((a, b) => compareAddresses(a.address, b.address) || a.length - b.length)
+          .map((entry) => `${entry.address}/${entry.length}`),
+      ])
+      .filter(([, prefixes]) => prefixes?.length),
   );
   return settings.podCidrExpression?.evaluate({ interfaces, node: { name, labels, annotations } }) ?? [];
 }
