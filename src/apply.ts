@@ -6,7 +6,8 @@ import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Failures } from "./failures.ts";
 import type { Findings } from "./findings.ts";
-import { diffCni, diffSysctls, observeCni } from "./host/files.ts";
+import { chainedBy, diffCni, observeCni } from "./host/cni.ts";
+import { diffSysctls } from "./host/files.ts";
 import {
   type Backend,
   chooseBackend,
@@ -361,9 +362,15 @@ export class Host {
   }
 
   async #applyCni(desired: Desired): Promise<void> {
-    const path = this.#config.cniConfigPath;
-    if (desired.cni !== undefined)
-      await this.perform("CNI file", diffCni(path, desired.cni, await observeCni(path)));
+    const { cniConfigPath: path } = this.#config;
+    if (desired.cni === undefined) return;
+    const observed = await observeCni(path);
+    const chained = chainedBy(desired.cni, observed);
+    await this.perform(
+      "CNI file",
+      diffCni(path, desired.cni, observed),
+      chained.length > 0 ? { chained } : {},
+    );
   }
 }
 

@@ -1,11 +1,11 @@
 /** The CNI file: whose it is, who may add to it, and what it keeps pods from. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { gatePath } from "../src/plan/cni.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import { patience, until } from "./lab/process.ts";
 import { fileIdentity, stateOf } from "./lab/state.ts";
 
-const gate = "/run/wigglenet/agent-in-sync";
 /** Where version 1.0.0 had the content, with a symbolic link to it in the CNI folder. */
 const linked = "/run/wigglenet/10-wigglenet.conflist";
 
@@ -42,9 +42,8 @@ async function twoResyncs(): Promise<void> {
 
 /** Addresses that host-local has given out, and links of pods. */
 async function leftovers(): Promise<string[]> {
-  const { stdout } =
-    await node.$`ls /run/cni-ipam-state/wigglenet 2> /dev/null | grep -v -e ^last_reserved -e ^lock || true; ip -o link show type veth`;
-  return stdout.split("\n").filter(Boolean);
+  const { stdout } = await node.$`ls /run/cni-ipam-state/wigglenet /sys/class/net 2> /dev/null || true`;
+  return stdout.split("\n").filter((line) => /^[0-9a-f]+[.:]|^veth/.test(line));
 }
 
 test("it is a plain file that whoever mounts its folder can read", async () => {
@@ -54,12 +53,15 @@ test("it is a plain file that whoever mounts its folder can read", async () => {
   expect([read().cniVersion, read().name, types()]).toEqual(["1.0.0", "wigglenet", ["ptp", "portmap"]]);
 });
 
-describe("others' plugins", () => {
-  const tuning = { type: "tuning", sysctl: { "net.ipv4.conf.eth0.log_martians": "1" } };
+const tuning = { type: "tuning", sysctl: { "net.ipv4.conf.eth0.log_martians": "1" } };
 
+describe("others' plugins", () => {
   test("stay where they are, over resyncs, a restart and a change of our own part", async () => {
     const before = read();
-    await write({ ...before, plugins: [before.plugins[0], tuning, before.plugins[1], { ...tuning, more: 1 }] });
+    await write({
+      ...before,
+      plugins: [before.plugins[0], tuning, before.plugins[1], { ...tuning, more: 1 }],
+    });
     const identity = fileIdentity(node, cniFile);
     await twoResyncs();
     await node.stopAgent();
@@ -112,11 +114,11 @@ describe("pods wait for the agent", () => {
     await node.powerCut();
     await node.boot();
     expect(types()).toContain("ptp");
-    await expect(node.pod("early")).rejects.toThrow(gate);
+    await expect(node.pod("early")).rejects.toThrow(gatePath);
     expect(await leftovers()).toEqual([]);
     node.startAgent();
     await node.inSync();
-    expect(node.read(gate)).toBe("");
+    expect(node.read(gatePath)).toBe("");
     const pod = await node.pod("late");
     await pod.remove();
     expect(await leftovers()).toEqual([]);
@@ -124,12 +126,13 @@ describe("pods wait for the agent", () => {
 
   test("a pod is removed while they wait", async () => {
     const pod = await node.pod("p");
+    expect(await leftovers()).toHaveLength(3);
     await node.stopAgent();
-    await node.$`rm ${gate}`;
+    await node.$`rm ${gatePath}`;
     await pod.remove();
     expect(await leftovers()).toEqual([]);
     node.startAgent();
-    await until("pods to be let in again", () => node.read(gate) === "");
+    await until("pods to be let in again", () => node.read(gatePath) === "");
   });
 });
 
@@ -137,7 +140,7 @@ describe("taken over", () => {
   /** The agent of another version has run: its file, under a look that never misses one. */
   async function takenOver(before: string): Promise<string> {
     await node.stopAgent();
-    await node.$`rm ${gate}`;
+    await node.$`rm ${gatePath}`;
     await node.$`/bin/bash -ec ${before}`;
     const gaps = node.namespace.start(
       "gaps",
@@ -148,7 +151,7 @@ describe("taken over", () => {
     await node.inSync();
     await gaps.stop("SIGKILL");
     expect(await targetOf()).toBe("");
-    expect(node.read(gate)).toBe("");
+    expect(node.read(gatePath)).toBe("");
     const pod = await node.pod("p");
     await pod.remove();
     return gaps.tail();
@@ -158,10 +161,10 @@ describe("taken over", () => {
     const right = read();
     const [ptp, ...rest] = right.plugins;
     const { resolvConf: _, ...ipam } = ptp!.ipam!;
-    const old = { ...right, plugins: [{ ...ptp, ipam }, ...rest] };
+    const old = { ...right, plugins: [{ ...ptp, ipam }, ...rest, tuning] };
     await write(old);
     expect(await takenOver(`mv ${cniFile} ${linked}; ln -s ${linked} ${cniFile}`)).toBe("");
-    expect(read()).toEqual(right);
+    expect(read()).toEqual({ ...right, plugins: [...right.plugins, tuning] });
     expect(node.read(linked)).toBeUndefined();
   });
 
@@ -178,7 +181,11 @@ describe("taken over", () => {
   test("from 0.7, without a gap", async () => {
     const [ptp, portmap] = read().plugins;
     const ipam = { ...ptp!.ipam, resolvConf: "" };
-    const old = { cniVersion: "0.3.1", name: "wigglenet", plugins: [{ type: "ptp", ipam, dns: {} }, portmap] };
+    const old = {
+      cniVersion: "0.3.1",
+      name: "wigglenet",
+      plugins: [{ type: "ptp", ipam, dns: {} }, portmap],
+    };
     expect(await takenOver(`echo '${JSON.stringify(old)}' > ${cniFile}`)).toBe("");
     expect(read().plugins).toEqual([ptp!, portmap!]);
   });
@@ -187,5 +194,5 @@ describe("taken over", () => {
 test("with FIREWALL_ONLY it goes, and what lets pods in", async () => {
   await node.stopAgent();
   node.startAgent({ FIREWALL_ONLY: "1" });
-  await until("both to go", () => node.read(cniFile) === undefined && node.read(gate) === undefined);
+  await until("both to go", () => node.read(cniFile) === undefined && node.read(gatePath) === undefined);
 });

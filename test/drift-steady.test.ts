@@ -152,7 +152,7 @@ class Watch {
 test.each(["SIGTERM", "SIGKILL"] as const)("a restart after %s writes nothing", async (signal) => {
   const node = told;
   const { dir } = lab.underlay;
-  const files = () => [cniFile, `/run/wigglenet/${cniFile.split("/").at(-1)}`, "/etc/wigglenet/private.key"];
+  const files = () => [cniFile, "/run/wigglenet/agent-in-sync", "/etc/wigglenet/private.key"];
   const everything = async () => ({
     state: await stateOf(node),
     files: files().map((path) => fileIdentity(node, path)),

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { copyFileSync, mkdirSync } from "node:fs";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
+import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import { type Issued, Pki } from "./lab/pki.ts";
 import { patience, until } from "./lab/process.ts";
 
@@ -70,11 +70,10 @@ test(
     await until("the node to be ready", async () => (await ready())?.status === 200, { timeout: 45_000 });
     expect((await node.object()).metadata.annotations).toHaveProperty(["wigglenet/public-key"]);
 
-    // A directory where the CNI file's target should be cannot be replaced by a file. A pass that is still under way may put
-    // the file back before the directory is there.
-    const target = "/run/wigglenet/10-wigglenet.conflist";
+    // A directory where the CNI file should be cannot be replaced by a file. A pass that is still under way may put the file
+    // back before the directory is there.
     await until("the directory", async () => {
-      const made = await node.$`rm ${target} && mkdir -p ${target}/full`.nothrow();
+      const made = await node.$`rm ${cniFile} && mkdir -p ${cniFile}/full`.nothrow();
       return made.exitCode === 0;
     });
     await node.$`ip link set wigglenet down`;
@@ -85,7 +84,7 @@ test(
     expect(failing.text).toStartWith("CNI file: ");
     expect(await get("http://127.0.0.1:24602/healthz")).toMatchObject({ status: 200 });
     expect(await metrics()).toMatchObject({ wigglenet_in_sync: 0 });
-    await node.$`rm -r ${target}`;
+    await node.$`rm -r ${cniFile}`;
     await until("the node to be ready again", async () => (await ready())?.status === 200, {
       timeout: 40_000,
     });

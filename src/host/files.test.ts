@@ -7,23 +7,12 @@ import {
   readFileSync,
   rmSync,
   statSync,
-  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import type { Family } from "../plan/address.ts";
-import {
-  diffCni,
-  diffSysctls,
-  ensurePrivateKey,
-  forwardingOff,
-  type ObservedCni,
-  observeCni,
-  observePublicKey,
-  publicKeyOf,
-} from "./files.ts";
-import type { Step } from "./run.ts";
+import { diffSysctls, ensurePrivateKey, forwardingOff, observePublicKey, publicKeyOf } from "./files.ts";
 
 let folder: string;
 beforeEach(() => {
@@ -111,57 +100,6 @@ describe("the private key", () => {
   test("that is not there is not made by looking", async () => {
     expect(await observePublicKey(at("a/private.key"))).toBeUndefined();
     expect(existsSync(at("a"))).toBe(false);
-  });
-});
-
-describe("the CNI file", () => {
-  const path = "/etc/cni/net.d/10-wigglenet.conflist";
-  const target = "/run/wigglenet/10-wigglenet.conflist";
-  const anew: Step[] = [
-    { kind: "write", path: target, content: "new", mode: 0o644 },
-    { kind: "symlink", path, target },
-  ];
-  test.each<[title: string, observed: ObservedCni, steps: Step[]]>([
-    ["as it should be", { target, content: "new" }, []],
-    ["nothing there", { target: undefined, content: undefined }, anew],
-    ["another content", { target, content: "old" }, anew],
-    // After a reboot: openshift-ansible#11409.
-    ["a link into the emptied /run", { target, content: undefined }, anew],
-    ["a plain file, as the Go implementation writes it", { target: undefined, content: "new" }, anew],
-    ["a link to elsewhere", { target: "/elsewhere", content: "new" }, anew],
-  ])("%s", (_, observed, steps) => {
-    expect(diffCni(path, "new", observed)).toEqual(steps);
-  });
-
-  test.each<[title: string, observed: ObservedCni, steps: Step[]]>([
-    ["nothing there", { target: undefined, content: undefined }, []],
-    ["ours", { target, content: "old" }, [{ kind: "remove", path }]],
-    ["ours, from before a reboot", { target, content: undefined }, [{ kind: "remove", path }]],
-    ["another's", { target: undefined, content: "new" }, []],
-    ["another's link", { target: "/elsewhere", content: "new" }, []],
-  ])("none wanted: %s", (_, observed, steps) => {
-    expect(diffCni(path, undefined, observed)).toEqual(steps);
-  });
-
-  test.each<[title: string, prepare: () => void, observed: ObservedCni]>([
-    ["nothing", () => undefined, { target: undefined, content: undefined }],
-    ["a file", () => put("cni", "x"), { target: undefined, content: "x" }],
-    [
-      "a link that leads nowhere",
-      () => symlinkSync("/nowhere/cni", at("cni")),
-      { target: "/nowhere/cni", content: undefined },
-    ],
-    [
-      "a link to a file",
-      () => [put("there", "x"), symlinkSync(at("there"), at("cni"))],
-      { target: "there", content: "x" },
-    ],
-  ])("observed: %s", async (_, prepare, expected) => {
-    prepare();
-    const observed = await observeCni(at("cni"));
-    expect({ ...observed, target: observed.target?.replace(`${folder}/`, "") }).toEqual(
-      expected as Required<ObservedCni>,
-    );
   });
 });
 

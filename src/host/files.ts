@@ -1,7 +1,7 @@
-/** Files of the node: the private key, the CNI file, sysctls. */
+/** Files of the node: the private key, sysctls. */
 import { createPrivateKey, createPublicKey, generateKeyPairSync } from "node:crypto";
-import { chmod, mkdir, readFile, readlink, stat } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { chmod, mkdir, readFile, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { type Family, families } from "../plan/address.ts";
 import { parseKey } from "../plan/node.ts";
 import { createExclusively, type Step } from "./run.ts";
@@ -43,33 +43,6 @@ export function publicKeyOf(privateKey: string): string {
   const der = Buffer.concat([pkcs8, Buffer.from(privateKey, "base64")]);
   const key = createPublicKey(createPrivateKey({ key: der, format: "der", type: "pkcs8" }));
   return Buffer.from(key.export({ format: "jwk" }).x as string, "base64url").toString("base64");
-}
-
-/** The CNI file is a symbolic link to a tmpfs: after a reboot no pod starts on what an earlier boot wrote. */
-export interface ObservedCni {
-  target: string | undefined;
-  content: string | undefined;
-}
-
-function cniTarget(path: string): string {
-  return join("/run/wigglenet", basename(path));
-}
-
-export async function observeCni(path: string): Promise<ObservedCni> {
-  const target = await readlink(path).catch(() => undefined);
-  return { target, content: await readIfThere(path) };
-}
-
-/** @param desired undefined: pods are not ours to connect, and what is not ours stays where it is */
-export function diffCni(path: string, desired: string | undefined, observed: ObservedCni): Step[] {
-  const target = cniTarget(path);
-  if (desired === undefined) return observed.target === target ? [{ kind: "remove", path }] : [];
-  if (observed.target === target && observed.content === desired) return [];
-  return [
-    { kind: "write", path: target, content: desired, mode: 0o644 },
-    // Made anew at each write: the runtime watches this folder, not the one it points into.
-    { kind: "symlink", path, target },
-  ];
 }
 
 /**

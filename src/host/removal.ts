@@ -1,7 +1,7 @@
 /** What an agent leaves standing when it ends, taken away: the CNI file first, so that no pod starts any more. */
 import { existsSync } from "node:fs";
 import { families } from "../plan/address.ts";
-import { diffCni, observeCni } from "./files.ts";
+import { diffCni, observeCni } from "./cni.ts";
 import { observeFirewall, removeFirewall } from "./firewall.ts";
 import { observeLinks } from "./link.ts";
 import { diffRoutes, observeRoutes } from "./routes.ts";

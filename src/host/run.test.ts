@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import {
   chmodSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -193,7 +193,10 @@ describe("printed", () => {
       { kind: "copy", path: "/opt/cni/bin/ptp", from: "/usr/lib/cni/ptp", mode: 0o755 },
       "install -m 0755 /usr/lib/cni/ptp /opt/cni/bin/ptp",
     ],
-    [{ kind: "symlink", path: "/etc/cni/x y", target: "/run/x" }, "ln -sfn /run/x '/etc/cni/x y'"],
+    [
+      { kind: "write", path: "/run/empty", content: "", mode: 0o644 },
+      "install -D -m 0644 /dev/null /run/empty",
+    ],
     [{ kind: "remove", path: "/etc/cni/x y" }, "rm '/etc/cni/x y'"],
     [
       { kind: "sysctl", path: "/proc/sys/net/ipv4/conf/x/rp_filter", value: "2" },
@@ -251,18 +254,21 @@ describe("files", () => {
     ]);
   });
 
-  // The agent may be killed at any instruction, and starts again where a half is left.
-  test.each<[title: string, prepare: () => void]>([
-    ["nothing", () => undefined],
-    ["a file", () => writeFileSync(at("link"), "x")],
-    ["another link", () => symlinkSync("/elsewhere", at("link"))],
-    ["what an earlier life left half done", () => symlinkSync("/elsewhere", at("link.wigglenet-tmp"))],
-  ])("a symbolic link in the place of %s", async (_, prepare) => {
-    prepare();
-    await perform([{ kind: "symlink", path: at("link"), target: "/run/x" }]);
-    expect([readlinkSync(at("link")), readdirSync(folder)]).toEqual(["/run/x", ["link"]]);
+  test.each<[title: string, target: string]>([
+    ["that leads to a file", "there"],
+    ["that leads nowhere", "gone"],
+  ])("a symbolic link %s is replaced itself", async (_, target) => {
+    writeFileSync(at("there"), "old");
+    symlinkSync(at(target), at("link"));
+    await perform([{ kind: "write", path: at("link"), content: "new", mode: 0o644 }]);
+    expect([readFileSync(at("link"), "utf8"), lstatSync(at("link")).isSymbolicLink()]).toEqual([
+      "new",
+      false,
+    ]);
+    expect(readFileSync(at("there"), "utf8")).toBe("old");
   });
 
+  // The agent may be killed at any instruction, and starts again where a half is left.
   test("what an earlier life left half written", async () => {
     writeFileSync(at("file.wigglenet-tmp"), "half");
     chmodSync(at("file.wigglenet-tmp"), 0o400);
@@ -299,7 +305,7 @@ describe("files", () => {
 
   // Container runtimes read every *.conf, *.conflist and *.json in the folder.
   test("a draft does not look like a CNI file", async () => {
-    await perform([{ kind: "symlink", path: at("10-x.conflist"), target: at("gone/10-x.conflist") }]);
+    await perform([{ kind: "write", path: at("10-x.conflist"), content: "", mode: 0o644 }]);
     await expect(
       perform([{ kind: "write", path: at("10-x.conflist/y"), content: "", mode: 0o644 }]),
     ).rejects.toThrow();

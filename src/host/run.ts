@@ -2,7 +2,7 @@
  * The one place that spawns processes and writes files. What is to be done is plain data (`Step`) before it is
  * done, so that the same list can be run, printed (`--dry-run`) or compared in a test.
  */
-import { copyFile, link, mkdir, open, rename, symlink, unlink, writeFile } from "node:fs/promises";
+import { copyFile, link, mkdir, open, rename, unlink, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
 import { shorten } from "../shorten.ts";
 
@@ -19,8 +19,6 @@ export type Step =
   | { kind: "write"; path: string; content: string; mode: number }
   /** A copy of the file `from`, as `write` writes; the folder of `path` is there. */
   | { kind: "copy"; path: string; from: string; mode: number }
-  /** A symbolic link at `path`, made anew by rename. */
-  | { kind: "symlink"; path: string; target: string }
   /** A file, or a symbolic link itself, taken away. */
   | { kind: "remove"; path: string }
   /** A value written to an existing file under /proc/sys, in place. */
@@ -138,13 +136,6 @@ export async function perform(steps: readonly Step[]): Promise<void> {
       case "copy":
         await put(step.path, step.mode, (draft) => copyFile(step.from, draft));
         break;
-      case "symlink":
-        await mkdir(dirname(step.path), { recursive: true });
-        // Left by a life that was ended between the two.
-        await unlink(temporary(step.path)).catch(() => undefined);
-        await symlink(step.target, temporary(step.path));
-        await rename(temporary(step.path), step.path);
-        break;
       case "remove":
         await unlink(step.path);
         break;
@@ -168,11 +159,11 @@ export function printStep(step: Step): string {
         ? printable(step.argv)
         : `${printable(step.argv)} <<'END'\n${step.stdin.trimEnd()}\nEND`;
     case "write":
+      if (step.content === "")
+        return `install -D -m ${step.mode.toString(8).padStart(4, "0")} /dev/null ${quoted(step.path)}`;
       return `install -D -m ${step.mode.toString(8).padStart(4, "0")} /dev/stdin ${quoted(step.path)} <<'END'\n${step.content.trimEnd()}\nEND`;
     case "copy":
       return `install -m ${step.mode.toString(8).padStart(4, "0")} ${quoted(step.from)} ${quoted(step.path)}`;
-    case "symlink":
-      return `ln -sfn ${quoted(step.target)} ${quoted(step.path)}`;
     case "remove":
       return `rm ${quoted(step.path)}`;
     case "sysctl":

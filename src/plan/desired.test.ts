@@ -94,7 +94,7 @@ test("two nodes, dual-stack: all of it", () => {
       ],
     }
   `);
-  expect(cni).toContain(`"mtu": 1420`);
+  expect(cni?.plugins[0]).toMatchObject({ type: "ptp", mtu: 1420 });
 });
 
 test("a peer without an endpoint gets its pods' packets, as it may come to us, and none for its addresses", () => {
@@ -172,7 +172,7 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     marked: familiesOf(firewall, "mark"),
     dropped: familiesOf(firewall, "drop"),
     masqueraded: familiesOf(firewall, "masquerade-random", "masquerade"),
-    cniMtu: cni === undefined ? undefined : JSON.parse(cni).plugins[0].mtu,
+    cniMtu: cni?.plugins[0]?.mtu,
   });
   const familiesOf = ({ rules }: Firewall, ...verdicts: Rule["verdict"][]) => [
     ...new Set(rules.filter((rule) => verdicts.includes(rule.verdict)).map((rule) => rule.family)),

@@ -9,9 +9,10 @@ import {
   lengthOf,
 } from "./address.ts";
 import { type SettledNode, type Standing, settle } from "./claims.ts";
+import { type CniList, cniList } from "./cni.ts";
 import { type Firewall, firewall } from "./firewall.ts";
 import type { NodeRecord } from "./node.ts";
-import { cniConfig, type PodRange } from "./pods.ts";
+import type { PodRange } from "./pods.ts";
 
 /** The routing table of marked packets, and its rule's priority. */
 export const tunnelTable = "24601";
@@ -60,7 +61,7 @@ export interface Desired {
   /** Families with a rule for marked packets. */
   ruleFamilies: Family[];
   firewall: Firewall;
-  cni: string | undefined;
+  cni: CniList | undefined;
   /** By node name, what of it does not hold and why. */
   problems: Map<string, string[]>;
 }
@@ -162,7 +163,7 @@ export function plan(input: PlanInput): Desired {
       filter: settings.filter,
       flowtable: settings.flowtable,
     }),
-    cni: own.podRanges.length > 0 ? cniConfig(own.podRanges, mtu) : undefined,
+    cni: own.podRanges.length > 0 ? cniList(own.podRanges, mtu) : undefined,
     problems,
   };
 }

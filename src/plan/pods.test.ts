@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { cniConfig, podRange } from "./pods.ts";
+import { podRange } from "./pods.ts";
 
 type Case = [subnet: string, excluded: string[], gateway: string, stretches: [string, string][]];
 
@@ -72,103 +72,5 @@ describe("the addresses of a pod CIDR, as host-local takes them", () => {
     ["fd00:1::/126", ["fd00:1::1", "fd00:1::2"], "besides the node's own fd00:1::1, fd00:1::2: give"],
   ])("%s without %j: too small", (subnet, excluded, says) => {
     expect(() => podRange(subnet, excluded)).toThrow(says);
-  });
-});
-
-describe("the CNI file", () => {
-  const ranges = (...subnets: string[]) => subnets.map((subnet) => podRange(subnet, []));
-
-  test("dual-stack", () => {
-    expect(cniConfig(ranges("10.1.0.0/24", "fd00:1::/64"), 1420)).toMatchInlineSnapshot(`
-      "{
-        "cniVersion": "1.0.0",
-        "name": "wigglenet",
-        "plugins": [
-          {
-            "type": "ptp",
-            "ipMasq": false,
-            "mtu": 1420,
-            "ipam": {
-              "type": "host-local",
-              "dataDir": "/run/cni-ipam-state",
-              "routes": [
-                {
-                  "dst": "0.0.0.0/0"
-                },
-                {
-                  "dst": "::/0"
-                }
-              ],
-              "ranges": [
-                [
-                  {
-                    "subnet": "10.1.0.0/24",
-                    "rangeStart": "10.1.0.1",
-                    "rangeEnd": "10.1.0.254",
-                    "gateway": "10.1.0.1"
-                  }
-                ],
-                [
-                  {
-                    "subnet": "fd00:1::/64",
-                    "rangeStart": "fd00:1::1",
-                    "rangeEnd": "fd00:1::ffff:ffff:ffff:ffff",
-                    "gateway": "fd00:1::1"
-                  }
-                ]
-              ]
-            }
-          },
-          {
-            "type": "portmap",
-            "capabilities": {
-              "portMappings": true
-            }
-          }
-        ]
-      }
-      "
-    `);
-  });
-
-  const ipam = (...subnets: string[]) => JSON.parse(cniConfig(ranges(...subnets), 1420)).plugins[0].ipam;
-
-  test.each<[title: string, subnets: string[], routes: string[], sets: string[][]]>([
-    ["IPv4 only", ["10.1.0.0/24"], ["0.0.0.0/0"], [["10.1.0.0/24"]]],
-    ["IPv6 only", ["fd00:1::/64"], ["::/0"], [["fd00:1::/64"]]],
-    // One set a family: a pod gets one address from each set.
-    [
-      "several of a family",
-      ["10.1.0.0/24", "10.2.0.0/24", "fd00:1::/64", "fd00:2::/64"],
-      ["0.0.0.0/0", "::/0"],
-      [
-        ["10.1.0.0/24", "10.2.0.0/24"],
-        ["fd00:1::/64", "fd00:2::/64"],
-      ],
-    ],
-  ])("%s", (_, subnets, routes, sets) => {
-    const given = ipam(...subnets);
-    expect(given.routes.map((route: { dst: string }) => route.dst)).toEqual(routes);
-    expect(given.ranges.map((set: { subnet: string }[]) => set.map((range) => range.subnet))).toEqual(sets);
-  });
-
-  test("a node's address inside: two ranges of one set, with one gateway", () => {
-    const config = cniConfig([podRange("2001:db8::/64", ["2001:db8::5"])], 1420);
-    expect(JSON.parse(config).plugins[0].ipam.ranges).toEqual([
-      [
-        {
-          subnet: "2001:db8::/64",
-          rangeStart: "2001:db8::1",
-          rangeEnd: "2001:db8::4",
-          gateway: "2001:db8::1",
-        },
-        {
-          subnet: "2001:db8::/64",
-          rangeStart: "2001:db8::6",
-          rangeEnd: "2001:db8::ffff:ffff:ffff:ffff",
-          gateway: "2001:db8::1",
-        },
-      ],
-    ]);
   });
 });

@@ -1,4 +1,4 @@
-/** How the pods of this node get their addresses: which of a pod CIDR's are theirs, and the CNI file that says so. */
+/** How the pods of this node get their addresses: which of a pod CIDR's are theirs. */
 import { contains, familyOf, indexIn, nthAddress, sizeOf } from "./address.ts";
 
 /** One pod CIDR as host-local takes it. */
@@ -47,39 +47,4 @@ export function podRange(subnet: string, excluded: readonly string[]): PodRange 
     gateway: nthAddress(subnet, first[0]),
     stretches: stretches.map(([from, to]) => [nthAddress(subnet, from), nthAddress(subnet, to)]),
   };
-}
-
-const defaultRoute = { ipv4: "0.0.0.0/0", ipv6: "::/0" };
-
-/** The CNI file: `ptp` with `host-local`, and `portmap` for hostPort. */
-export function cniConfig(ranges: readonly PodRange[], mtu: number): string {
-  const families = new Set(ranges.map((range) => familyOf(range.subnet)));
-  const config = {
-    cniVersion: "1.0.0",
-    name: "wigglenet",
-    plugins: [
-      {
-        type: "ptp",
-        ipMasq: false,
-        mtu,
-        ipam: {
-          type: "host-local",
-          // On a tmpfs: over a reboot host-local would keep the addresses of pods that are gone (plugins#697).
-          dataDir: "/run/cni-ipam-state",
-          routes: [...families].map((family) => ({ dst: defaultRoute[family] })),
-          // A pod gets one address from each set. Several pod CIDRs of a family are one set: the next is used when
-          // the first is full.
-          ranges: [...families].map((family) =>
-            ranges
-              .filter((range) => familyOf(range.subnet) === family)
-              .flatMap(({ subnet, gateway, stretches }) =>
-                stretches.map(([rangeStart, rangeEnd]) => ({ subnet, rangeStart, rangeEnd, gateway })),
-              ),
-          ),
-        },
-      },
-      { type: "portmap", capabilities: { portMappings: true } },
-    ],
-  };
-  return `${JSON.stringify(config, null, 2)}\n`;
 }

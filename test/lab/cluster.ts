@@ -94,16 +94,13 @@ export class Cluster implements AsyncDisposable {
     return node;
   }
 
-  /**
-   * Waits until these Nodes (default: all) are Ready.
-   * @param options.since and became so after this: a node without power is called Ready for another 40 s
-   */
+  /** Waits until these Nodes (default: all) are Ready. One without power is called so for another 40 s. */
   async ready(names = this.nodes.map(({ name }) => name), options: Waiting = {}): Promise<void> {
     await until(
       `${names.join(", ")} to be Ready`,
       async () => {
         const nodes = await Promise.all(names.map((name) => this.api.node(name)));
-        return nodes.every((node) => isReady(node, options.since));
+        return nodes.every((node) => isReady(node));
       },
       { timeout: options.timeout ?? 30_000, every: 50, why: () => this.#overview() },
     );
@@ -116,7 +113,7 @@ export class Cluster implements AsyncDisposable {
       async () => {
         const all = await this.api.list<PodObject>(`/api/v1/pods?labelSelector=${encodeURIComponent(label)}`);
         const live = all.filter(({ metadata }) => !metadata.deletionTimestamp);
-        return live.length === count && live.every((pod) => isReady(pod, options.since)) && live;
+        return live.length === count && live.every((pod) => isReady(pod)) && live;
       },
       { timeout: options.timeout ?? 30_000, every: 50, why: () => this.#overview() },
     );
@@ -141,7 +138,6 @@ export class Cluster implements AsyncDisposable {
 }
 
 interface Waiting {
-  since?: Date;
   /** ms */
   timeout?: number;
 }
@@ -161,16 +157,12 @@ export interface PodObject extends ApiObject {
     phase: string;
     podIPs?: { ip: string }[];
     conditions?: Condition[];
+    containerStatuses?: { state: { running?: { startedAt: string } } }[];
   };
 }
 
-/** @param since and became so no earlier: the API server's times are whole seconds */
-export function isReady(object: Node | PodObject, since?: Date): boolean {
-  const ready = conditions(object).find(({ type }) => type === "Ready");
-  if (ready?.status !== "True") return false;
-  return (
-    since === undefined || Date.parse(ready.lastTransitionTime) >= Math.floor(since.getTime() / 1000) * 1000
-  );
+export function isReady(object: Node | PodObject): boolean {
+  return conditions(object).some(({ type, status }) => type === "Ready" && status === "True");
 }
 
 export function conditions(object: Node | PodObject): Condition[] {

@@ -1,5 +1,6 @@
 /** Everything on a light node that its agent answers for, as plain data that compares: what changed, and what did not. */
 import { lstatSync, readlinkSync } from "node:fs";
+import { gatePath } from "../../src/plan/cni.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
 
 export interface NodeState {
@@ -10,7 +11,8 @@ export interface NodeState {
   /** The tunnel's own line, then its peers, without counters and times. */
   wireguard: string[];
   nftables: string[];
-  cni: { target: string | undefined; content: string | undefined };
+  /** Its file, and whether pods may start. */
+  cni: { target: string | undefined; content: string | undefined; open: boolean };
   annotations: Record<string, string>;
 }
 
@@ -45,7 +47,11 @@ export async function stateOf(node: LightNode): Promise<NodeState> {
     rules: rules.map((line) => line.trimEnd()),
     wireguard: wireguard.map((line) => withoutCounters(line.split("\t"))).sort(),
     nftables,
-    cni: { target: targetOf(node, cniFile), content: node.read(cniFile) },
+    cni: {
+      target: targetOf(node, cniFile),
+      content: node.read(cniFile),
+      open: node.read(gatePath) === "",
+    },
     annotations: Object.fromEntries(ours.sort()),
   };
 }

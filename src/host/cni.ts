@@ -1,0 +1,67 @@
+/** The CNI file, which the container runtime reads, and the gate that pods wait at until the agent is in sync. */
+import { existsSync } from "node:fs";
+import { readlink } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { type CniList, gatePath, isGated, mergeCniList, parseCniList } from "../plan/cni.ts";
+import { readIfThere } from "./files.ts";
+import type { Step } from "./run.ts";
+
+export interface ObservedCni {
+  /** Where it is a symbolic link: what that names. */
+  target: string | undefined;
+  content: string | undefined;
+  /** What the gate holds; it is open if that is empty. */
+  gate: string | undefined;
+  /** Whether version 1.0.0 left its copy. */
+  stale: boolean;
+}
+
+/** Version 1.0.0 had the content here, and a symbolic link to it in the folder that the runtime reads. */
+function stalePath(path: string): string {
+  return join("/run/wigglenet", basename(path));
+}
+
+/** @param path of the CNI file */
+export async function observeCni(path: string): Promise<ObservedCni> {
+  const [target, content, gate] = await Promise.all([
+    readlink(path).catch(() => undefined),
+    readIfThere(path),
+    readIfThere(gatePath),
+  ]);
+  return { target, content, gate, stale: existsSync(stalePath(path)) };
+}
+
+/**
+ * Writes the file if it says anything else than it should, in whatever order and spacing, and opens the gate. Plugins of
+ * others in it are kept.
+ * @param desired undefined: pods are not ours to connect; a file that is not ours stays where it is
+ */
+export function diffCni(path: string, desired: CniList | undefined, observed: ObservedCni): Step[] {
+  const present = parseCniList(observed.content);
+  const stale: Step[] = observed.stale ? [{ kind: "remove", path: stalePath(path) }] : [];
+  if (desired === undefined) {
+    const ours = observed.target === stalePath(path) || isGated(present);
+    return [
+      ...(ours ? [{ kind: "remove" as const, path }] : []),
+      ...(observed.gate === undefined ? [] : [{ kind: "remove" as const, path: gatePath }]),
+      ...stale,
+    ];
+  }
+  const merged = mergeCniList(desired, present);
+  const right = observed.target === undefined && Bun.deepEquals(present, merged);
+  const write: Step[] = right
+    ? []
+    : [{ kind: "write", path, content: `${JSON.stringify(merged, null, 2)}\n`, mode: 0o644 }];
+  const open: Step[] =
+    observed.gate === "" ? [] : [{ kind: "write", path: gatePath, content: "", mode: 0o644 }];
+  // A file that pods do not wait at lets them start until it is replaced, and its successor has to as well. Behind a closed
+  // gate lies what an earlier boot wrote, with the pod CIDRs of then.
+  return [...(isGated(present) ? [...write, ...open] : [...open, ...write]), ...stale];
+}
+
+/** The types of the plugins that others have chained to ours. */
+export function chainedBy(desired: CniList, observed: ObservedCni): string[] {
+  const own = desired.plugins.map(({ type }) => type);
+  const { plugins } = mergeCniList(desired, parseCniList(observed.content));
+  return plugins.map(({ type }) => type).filter((type) => !own.includes(type));
+}
