@@ -2,8 +2,9 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { $ } from "zx";
-import { Api, ApiError } from "./lab/api.ts";
+import { Api, ApiError, type ApiObject } from "./lab/api.ts";
 import { helm, repository } from "./lab/cache.ts";
+import { goManifest } from "./lab/gomanifest.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
 
@@ -112,6 +113,34 @@ test("a server too old for the policy takes the rest, and kubectl says so", asyn
   expect(applied.stdout.match(/ (created|configured|unchanged) \(server dry run\)$/gm)).toHaveLength(4);
   expect(applied.stderr).toContain('no matches for kind "ValidatingAdmissionPolicy"');
 });
+
+test.each(["manifest.yaml", "ipv6_only.yaml", "manifest-metrics.yaml"])(
+  "%s is applied over that of the Go implementation, and back, and nothing of the other is left",
+  async (file) => {
+    const { kubectl } = lab.controlPlane;
+    const daemonSet = async () => {
+      const { stdout } = await kubectl`-n kube-system get daemonset wigglenet -o json`;
+      const { metadata, spec } = JSON.parse(stdout) as ApiObject;
+      return { labels: metadata.labels, spec };
+    };
+    const ours = () => kubectl`apply -f ${repository}/deploy/${file}`;
+    const theirs = () =>
+      kubectl({ input: JSON.stringify({ apiVersion: "v1", kind: "List", items: goManifest() }) })`apply -f -`;
+    const remove = () => kubectl`-n kube-system delete daemonset wigglenet --ignore-not-found`;
+    await remove();
+    await ours();
+    const own = await daemonSet();
+    await remove();
+    await theirs();
+    const go = await daemonSet();
+    await ours();
+    expect(await daemonSet()).toEqual(own);
+    await theirs();
+    expect(await daemonSet()).toEqual(go);
+    await ours();
+    await remove();
+  },
+);
 
 test("what is bound to no node writes nothing, and is told what to do", async () => {
   const unbound = await token({});
