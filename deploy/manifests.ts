@@ -1,6 +1,7 @@
 /**
  * `npm run manifests`: writes the settings into the chart's values, from them the schema by which Helm refuses misspelt
- * ones, and renders deploy/manifest*.yaml: the default, and one for each file in deploy/chart/variants.
+ * ones, and renders deploy/manifest*.yaml: the default, and one for each file in deploy/chart/variants. Those that the
+ * Go implementation has too are there under its names as well.
  */
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
@@ -30,19 +31,24 @@ export function chartFiles(): Map<string, string> {
   ]);
 }
 
+/** Variants, and the file names that the Go implementation has for them. */
+const goNames: Record<string, string> = { ipv6_only: "ipv6_only", metrics: "manifest-metrics" };
+
 /** The manifests that the chart renders: paths and texts. */
 export async function manifests(): Promise<Map<string, string>> {
-  const manifest = async (name: string, purpose: string, flags: string[]): Promise<[string, string]> => {
+  const manifest = async (names: string[], purpose: string, flags: string[]) => {
     const head = `# ${purpose}\n# Made from deploy/chart by \`npm run manifests\`. Every setting: docs/configuration.md\n`;
-    return [`${deploy}/${name}.yaml`, head + commented(await render(flags))];
+    const text = head + commented(await render(flags));
+    return names.map((name): [string, string] => [`${deploy}/${name}.yaml`, text]);
   };
   const variants = readdirSync(`${chart}/variants`).map((file) => {
     const path = `${chart}/variants/${file}`;
+    const variant = basename(file, ".yaml");
     const [, purpose] = /^# (.*)/.exec(readFileSync(path, "utf8"))!;
-    return manifest(`manifest_${basename(file, ".yaml")}`, purpose!, ["--values", path]);
+    return manifest([`manifest_${variant}`, goNames[variant] ?? []].flat(), purpose!, ["--values", path]);
   });
   const purpose = "Both families through the tunnel, masqueraded to the outside: the default.";
-  return new Map(await Promise.all([manifest("manifest", purpose, []), ...variants]));
+  return new Map((await Promise.all([manifest(["manifest"], purpose, []), ...variants])).flat());
 }
 
 function valuesOfSettings(): string {

@@ -39,8 +39,8 @@ const table: [document: string, words: string, use: Runner | typeof shown | ((te
   ["docs/migration.md", "set image", run("test/wholenode-upgrade.test.ts", 'includes("set image")')],
   [
     "docs/migration.md",
-    "delete daemonset",
-    run("test/wholenode-upgrade.test.ts", 'includes("delete daemonset'),
+    "apply -f deploy/manifest.yaml",
+    run("test/wholenode-upgrade.test.ts", 'includes("apply -f deploy/manifest.yaml")'),
   ],
   ["docs/migration.md", "$tables-restore", run("test/upgrade.test.ts", 'includes("-restore")')],
   ["docs/migration.md", "nft delete table", run("test/upgrade.test.ts", "migration.at(-1)")],

@@ -87,7 +87,7 @@ for (const who of ["a token bound to the Node", "a token of a pod on the node", 
   });
 }
 
-test.each([...new Bun.Glob("deploy/manifest*.yaml").scanSync(repository)].sort())(
+test.each([...new Bun.Glob("deploy/{manifest*,ipv6_only}.yaml").scanSync(repository)].sort())(
   "%s is valid",
   async (file) => {
     // The server decodes it strictly, by the schemas of its own version, and validates and admits it: all that

@@ -40,7 +40,7 @@ const containerOf = (manifest: string) => podOf(manifest).containers[0];
 test("what is committed is what the chart renders, for this version", async () => {
   const rendered = await manifests();
   for (const [path, text] of [...chartFiles(), ...rendered]) expect(readFileSync(path, "utf8")).toBe(text);
-  const committed = [...new Bun.Glob("deploy/manifest*.yaml").scanSync(repository)];
+  const committed = [...new Bun.Glob("deploy/{manifest*,ipv6_only}.yaml").scanSync(repository)];
   expect(committed.map((file) => `${repository}/${file}`).sort()).toEqual([...rendered.keys()].sort());
   const { version, appVersion } = parse(read("deploy/chart/Chart.yaml"));
   expect([version, appVersion]).toEqual([packageJson.version, packageJson.version]);

@@ -4,6 +4,7 @@ import { version } from "../package.json";
 import { kubernetesDir, repository } from "./lab/cache.ts";
 import { Cluster, type ClusterPod } from "./lab/cluster.ts";
 import { commandBlocks } from "./lab/documents.ts";
+import { goManifest } from "./lab/gomanifest.ts";
 import { agentImage } from "./lab/image.ts";
 import { nextImage, nextVersion } from "./lab/nextbuild.ts";
 import { probes } from "./lab/probes.ts";
@@ -75,11 +76,16 @@ test("a rolling update to the next image and back loses no packet between pods",
   expect(await running.lost()).toEqual([]);
 });
 
-test("a DaemonSet that is deleted and applied again, as to change implementations, loses none either", async () => {
+test("our manifest over the DaemonSet of the Go implementation loses none either", async () => {
   const running = await probes([pods[0]!, pods[2]!]);
   const { uid } = (await cluster.api.get(daemonSet)).metadata;
-  await admin(documented.find(({ text }) => text.includes("delete daemonset wigglenet\n"))!.text);
-  await admin("kubectl -n kube-system rollout status daemonset/wigglenet");
-  expect((await cluster.api.get(daemonSet)).metadata.uid).not.toBe(uid);
+  const go = {
+    apiVersion: "v1",
+    kind: "List",
+    items: goManifest({ image: await agentImage().then(({ name }) => name) }),
+  };
+  await cluster.controlPlane.kubectl({ input: JSON.stringify(go) })`apply -f -`;
+  await admin(documented.find(({ text }) => text.includes("apply -f deploy/manifest.yaml"))!.text);
+  expect((await cluster.api.get(daemonSet)).metadata.uid).toBe(uid);
   expect(await running.lost()).toEqual([]);
 });
