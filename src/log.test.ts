@@ -11,6 +11,16 @@ function written(say: (log: ReturnType<typeof createLogger>) => void): string[] 
 }
 const parsed = (say: Parameters<typeof written>[0]) => JSON.parse(written(say)[0] ?? "");
 
+test("a line has its level as a word, which log collectors know, and the time", () => {
+  const levels = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
+  const lines = written((log) => {
+    for (const level of levels) log[level]("said");
+  });
+  expect(lines.map((line) => JSON.parse(line))).toEqual(
+    levels.slice(1).map((level) => ({ level, time: expect.stringMatching(/^\d{4}-.*Z$/), msg: "said" })),
+  );
+});
+
 test("a line that is short stays as it is", () => {
   const fields = { resource: "link", off: ["a", "b"], nested: { on: true, count: 3, none: null } };
   expect(parsed((log) => log.info(fields, "a message"))).toMatchObject({ ...fields, msg: "a message" });
@@ -45,7 +55,7 @@ test("no line has more than 2 kB, whatever is said", () => {
       const [line = "", ...more] = written((log) => log.error(given, message));
       expect(more).toEqual([]);
       expect(Buffer.byteLength(line)).toBeLessThanOrEqual(longestLine);
-      expect(JSON.parse(line)).toMatchObject({ level: 50 });
+      expect(JSON.parse(line)).toMatchObject({ level: "error" });
     }),
     { numRuns: 300 },
   );

@@ -26,6 +26,28 @@ test("each default is what is meant where nothing is set", () => {
   expect(readConfig({ ...defaults, NODE_NAME: "n1" })).toEqual(readConfig({ NODE_NAME: "n1" }));
 });
 
+// In a manifest an env without a value, and in an environment file NAME= with nothing after it, mean: as if it were not there.
+test.each(settingNames.filter((name) => name !== "NODE_NAME"))("%s that is empty counts as unset", (name) => {
+  const env = {
+    NODE_NAME: "n1",
+    POD_CIDR_SOURCE_IPV4: "file",
+    POD_CIDR_SOURCE_PATH: "/etc/pod-cidrs",
+    ENABLE_METRICS: "1",
+    ENABLE_FLOWTABLE: "1",
+    FLOWTABLE_DEVICES: "eth0",
+  };
+  const read = (env: Record<string, string>) => {
+    try {
+      const { podCidrExpression: _, ...config } = readConfig(env);
+      return config;
+    } catch (error) {
+      return (error as Error).message;
+    }
+  };
+  const { [name as "NODE_NAME"]: _, ...unset } = env;
+  expect(read({ ...env, [name]: "" })).toEqual(read(unset as typeof env));
+});
+
 test("docs/configuration.md explains every setting, with its default", () => {
   const rows = readFileSync("docs/configuration.md", "utf8").matchAll(/^\| (`[A-Z].*?) \| (.*?) \| /gm);
   const documented = [...rows].flatMap(([, variables = "", fallback = ""]) =>

@@ -90,6 +90,7 @@ describe("environment file", () => {
       expect(lines[at - 1]).toBe(`# ${settings[name].meaning}`);
     }
     expect(parseEnv(environmentFile({}))).toEqual({});
+    expect(environmentFile({ LOG_LEVEL: "" })).toBe(environmentFile({}));
   });
 
   test("is what is the default, once it is no comment", () => {
