@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type CertificateError, type CertificateFiles, readCertificate } from "./certificate.ts";
 import { type Family, families, familyOf, lengthOf, parseAddress, parsePrefix } from "./plan/address.ts";
 import { compileExpression, type Expression } from "./plan/expression.ts";
-import { type SettingName, settings } from "./settings.ts";
+import { readSetting, type SettingName, settings } from "./settings.ts";
 import { shorten } from "./shorten.ts";
 
 export type PodCidrSource = "none" | "spec" | "file" | "expression";
@@ -84,7 +84,7 @@ export function readConfig(env: Environment): Config {
   const wrong = (name: SettingName, right: string) => {
     mistakes.push(`${name}=${shorten(JSON.stringify(env[name] ?? ""), 300)}: ${shorten(right, 600)}`);
   };
-  const text = (name: SettingName): string => env[name] ?? settings[name].default;
+  const text = (name: SettingName) => readSetting(env, name);
   const optional = (name: SettingName) => text(name) || undefined;
   const bool = (name: SettingName): boolean => {
     const value = parseBool(text(name));

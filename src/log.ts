@@ -17,6 +17,8 @@ export function createLogger(
       level,
       base: null,
       timestamp: pino.stdTimeFunctions.isoTime,
+      // Collectors of logs sort lines by the word, and do not know pino's numbers.
+      formatters: { level: (label) => ({ level: label }) },
       hooks: {
         logMethod([first, ...rest], method) {
           if (typeof first === "string") return method.apply(this, [fitMessage(first)]);

@@ -6,6 +6,7 @@ import { version } from "../package.json";
 import { Agent } from "./agent.ts";
 import type { Hands } from "./apply.ts";
 import { install, uninstall } from "./cli/install.ts";
+import { withoutKlogFlags } from "./cli/klog.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
@@ -38,7 +39,8 @@ const commands: Record<string, Option[]> = {
 };
 
 async function main(): Promise<void> {
-  const { values, positionals } = parseCommandLine();
+  const klog = withoutKlogFlags(process.argv.slice(2));
+  const { values, positionals } = parseCommandLine(klog.args);
   const [name = "agent", ...rest] = positionals;
   if (values.help) return console.log(usage);
   const taken = commands[name];
@@ -46,6 +48,7 @@ async function main(): Promise<void> {
   if (rest.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(rest[0])}`);
   for (const option of Object.keys(values))
     if (!taken.includes(option as Option)) throw new UsageError(`${name} takes no --${option}`);
+  if (name !== "agent" && klog.flags.length > 0) throw new UsageError(`${name} takes no ${klog.flags[0]}`);
   const { kubeconfig, "dry-run": dry = false, purge = false } = values;
   if (name === "version") return console.log(version);
   if (name === "install") return await install({ ...(kubeconfig && { kubeconfig }), dry });
@@ -54,10 +57,19 @@ async function main(): Promise<void> {
     const { source = "/usr/lib/cni", target = "/opt/cni/bin" } = values;
     return await installPlugins({ source, target, paper: dry }, logger("info", dry));
   }
-  const config = readConfig({ ...process.env, ...(kubeconfig && { KUBECONFIG: kubeconfig }) });
+  const config = readConfig({
+    ...process.env,
+    ...(kubeconfig && { KUBECONFIG: kubeconfig }),
+    LOG_LEVEL: process.env.LOG_LEVEL || klog.logLevel,
+  });
   const client = new ApiClient(config.kubeconfig);
   await checkPrograms(config);
   const log = logger(config.logLevel, dry);
+  if (klog.flags.length > 0)
+    log.warn(
+      { flags: klog.flags, logLevel: config.logLevel },
+      "flags of klog are those of the Go implementation: -v stands for LOG_LEVEL where that is not set, the others for nothing; remove them from args, and set LOG_LEVEL",
+    );
   const refused = config.flowtable && (await refusal());
   if (refused) {
     log.warn(
@@ -174,9 +186,10 @@ function hasTunnel(config: Config): boolean {
 
 class UsageError extends Error {}
 
-function parseCommandLine() {
+function parseCommandLine(args: string[]) {
   try {
     return parseArgs({
+      args,
       allowPositionals: true,
       options: {
         "dry-run": { type: "boolean" },

@@ -99,4 +99,10 @@ export const settings = {
 } as const satisfies Record<string, Setting>;
 
 export type SettingName = keyof typeof settings;
+
+/** A variable's value, or its default; an empty one counts as unset. */
+export function readSetting(env: Record<string, string | undefined>, name: SettingName): string {
+  return env[name] || settings[name].default;
+}
+
 export const settingNames = Object.keys(settings) as SettingName[];

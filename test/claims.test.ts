@@ -122,14 +122,14 @@ async function claimed(claims: Claims): Promise<string[]> {
       fakes.flatMap((fake, which) => told(node, fake).slice(before[index]?.[which])),
     );
   await until("all agents to log both", () => lines().length >= lab.nodes.length * fakes.length);
-  expect(lines().filter(({ level }) => level !== 40)).toEqual([]);
+  expect(lines().filter(({ level }) => level !== "warn")).toEqual([]);
   return lines().map(({ problems }) => String(problems));
 }
 
 async function disclaimed(): Promise<void> {
   await Promise.all(fakes.map((fake) => claim(fake)));
   await until("all agents to log that both are well again", () =>
-    lab.nodes.every((node) => fakes.every((fake) => (told(node, fake).at(-1)?.level ?? 30) === 30)),
+    lab.nodes.every((node) => fakes.every((fake) => (told(node, fake).at(-1)?.level ?? "info") === "info")),
   );
   await until("all to be as before", async () => Bun.deepEquals(await states(), healthy)).catch(
     async (error) => {

@@ -6,6 +6,7 @@ import { version } from "../package.json";
 import { repository } from "./lab/cache.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
+import { atLeast } from "./lab/loglevel.ts";
 import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 import { type NodeState, stateOf } from "./lab/state.ts";
@@ -226,7 +227,7 @@ describe("on a node", () => {
       "the annotation to be back",
       async () => (await n2.object()).metadata.annotations?.["wigglenet/agent"],
     );
-    expect(n2.agentLog().filter((line) => Number(line.level) >= 40)).toEqual([]);
+    expect(atLeast("warn", n2.agentLog())).toEqual([]);
   });
 
   test("an API server that is away, or forbids: said once with the remedy, nothing is touched, and it goes on by itself", async () => {
@@ -252,7 +253,7 @@ describe("on a node", () => {
     await n1.inSync(20_000);
     expect(await stateOf(n1)).toEqual(settled);
     // One line for each of the two lists that it could not have, and one that they are back.
-    const warnings = n1.agentLog().filter((line) => Number(line.level) >= 40);
+    const warnings = atLeast("warn", n1.agentLog());
     expect(warnings.map((line) => line.msg)).toEqual(["cannot follow", "cannot follow"]);
   });
 
@@ -289,7 +290,7 @@ describe("on a node", () => {
     await node.$`mount --bind /dev/null /dev/net/tun`;
     node.startAgent({ WIREGUARD: way! });
     const line = await said(node, remedy!);
-    expect(line).toMatchObject({ resource: "tunnel", level: 50 });
+    expect(line).toMatchObject({ resource: "tunnel", level: "error" });
     await until("the guards", async () =>
       (await stateOf(node)).routes.some((route) => route.includes("unreachable")),
     );

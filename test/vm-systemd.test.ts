@@ -8,6 +8,7 @@ import { dirname } from "node:path";
 import { repository } from "./lab/cache.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
+import { atLeast } from "./lab/loglevel.ts";
 import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 
@@ -39,7 +40,7 @@ async function systemctl(...words: string[]): Promise<string> {
 const shown = (property: string) => systemctl("show", "--value", `--property=${property}`, "wigglenet");
 
 /** The agent's log since its last start. */
-async function log(): Promise<{ level: number; msg: string; commands?: string[] }[]> {
+async function log(): Promise<{ level: string; msg: string; commands?: string[] }[]> {
   const output = await node.$`journalctl --no-pager -o cat _PID=${await shown("MainPID")}`.nothrow();
   return output.stdout.split("\n").flatMap((line) => (line.startsWith("{") ? [JSON.parse(line)] : []));
 }
@@ -131,7 +132,7 @@ test("the hardened unit sees and repairs every drift, without a word of the resy
   await node.$`rm ${cniFile}`;
   await systemctl("restart", "wigglenet");
   await until("the CNI file to be back", () => node.read(cniFile));
-  expect((await log()).filter((line) => line.level >= 50)).toEqual([]);
+  expect(atLeast("error", await log())).toEqual([]);
   expect(
     await node.$`grep -h "^Cap\\|^Seccomp:\\|^NoNewPrivs" /proc/${await shown("MainPID")}/status`.text(),
   ).toMatch(
@@ -155,7 +156,7 @@ test("by iptables-legacy, with its drop-in, and by a wireguard-go that outlives 
   await node.$`ip link delete wigglenet`;
   await systemctl("start", "wigglenet");
   await inSync();
-  expect((await log()).filter((line) => line.level >= 50)).toEqual([]);
+  expect(atLeast("error", await log())).toEqual([]);
   expect(await node.$`iptables-legacy-save`.text()).toContain("WIGGLENET-FILTER");
   await lab.shakeHands();
   expect(await lab.unreached(pods)).toEqual([]);

@@ -14,7 +14,7 @@ import { readIfThere } from "../host/files.ts";
 import { checkPrograms } from "../host/programs.ts";
 import { removal } from "../host/removal.ts";
 import { $, command, perform, printStep, type Step } from "../host/run.ts";
-import { settingNames, settings } from "../settings.ts";
+import { readSetting, settingNames, settings } from "../settings.ts";
 
 export const executablePath = "/usr/local/bin/wigglenet";
 export const environmentPath = "/etc/wigglenet/wigglenet.env";
@@ -72,7 +72,7 @@ export function planUninstall(installed: Installed): Step[] {
 export function environmentFile(given: Environment): string {
   const sections = settingNames.map((name) => {
     const { meaning, default: fallback } = settings[name];
-    const line = given[name] === undefined ? `#${name}=${fallback}` : `${name}=${quoted(name, given[name])}`;
+    const line = given[name] ? `${name}=${quoted(name, given[name])}` : `#${name}=${fallback}`;
     return `# ${meaning}\n${line}\n`;
   });
   return [
@@ -114,7 +114,7 @@ export async function uninstall(options: { purge: boolean; dry: boolean }): Prom
   await carryOut(steps, options.dry);
   const env: Environment = parseEnv(installed.environment ?? "");
   const of = (name: "WIGGLENET_IFACE_NAME" | "CNI_CONFIG_PATH" | "WIGGLENET_PRIVKEY_PATH") =>
-    env[name] ?? settings[name].default;
+    readSetting(env, name);
   const left = await removal({
     link: of("WIGGLENET_IFACE_NAME"),
     cniConfigPath: of("CNI_CONFIG_PATH"),
@@ -135,7 +135,7 @@ export async function uninstall(options: { purge: boolean; dry: boolean }): Prom
 function newEnvironment(kubeconfig: string | undefined): string {
   const given = Object.fromEntries(settingNames.map((name) => [name, process.env[name]]));
   // As kubelet does it unless it is told otherwise.
-  const nodeName = given.NODE_NAME ?? hostname().toLowerCase();
+  const nodeName = given.NODE_NAME || hostname().toLowerCase();
   return environmentFile({ ...given, NODE_NAME: nodeName, KUBECONFIG: kubeconfig ?? given.KUBECONFIG });
 }
 
