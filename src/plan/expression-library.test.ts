@@ -58,6 +58,10 @@ describe("CEL's own, and the IP and CIDR functions of Kubernetes", () => {
     `cidr("2001:db8::/32").containsCIDR("2001:db8:5::/48") && !cidr("::/0").containsCIDR("10.0.0.0/8")`,
     `cidr("10.0.0.0/24") in [cidr("10.0.0.0/24")] && !(ip("::1") in [ip("::2")])`,
     `interfaces["eth0"].exists(ip, ip.ip().isGlobalUnicast())`,
+    // For the Go implementation node is a map, read by key or by field.
+    `node["name"] == "worker-7" && node["labels"]["zone"] == "b" && node.labels.zone == "b"`,
+    `has(node.labels) && has(node.labels.zone) && "zone" in node.labels && !("zone" in node.annotations)`,
+    `"labels" in node && "name" in node && "annotations" in node && !("zone" in node)`,
     `interfaces["eth0"].all(p, p.prefixLength() < 65) && interfaces["eth0"].exists_one(p, p.prefixLength() == 24)`,
     `size(interfaces["eth0"]) == 3 && interfaces.size() == 4 && node.labels.size() == 2`,
     `node.name.matches("^worker-[0-9]+$") && node.name.endsWith("7") && node.name.contains("ork")`,
