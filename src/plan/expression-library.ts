@@ -128,6 +128,7 @@ export function newEnvironment(): Environment {
     .registerVariable("node", "node")
     .registerConstant("ip", "ipNamespace", new IpNamespace())
     .registerOperator("cidr == cidr", (a: Cidr, b: Cidr) => String(a) === String(b))
+    .registerOperator("string in node", (key: string, node: NodeValue) => Object.hasOwn(node, key))
     .registerOperator("ip == ip", (a: Ip, b: Ip) => a.address === b.address);
   for (const [signature, call] of Object.entries(functions)) {
     const handler = (...args: never[]) => {
