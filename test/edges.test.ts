@@ -69,12 +69,13 @@ describe("a pod of n2 behind a port of the node", () => {
         nodePort: ports[policy],
         backends: [p2],
         policy: policy === "local" ? "Local" : "Cluster",
-        ...front[policy],
+        externalIps: [front[policy].externalIps],
+        balancers: [front[policy].balancer],
       });
     // In both modes it tells pods by their links, as where pod CIDRs are not of one prefix; and in one by the prefix.
-    await startKubeProxy(lab.controlPlane, n1, "nftables", "veth");
-    await startKubeProxy(lab.controlPlane, n2, "nftables");
-    await startKubeProxy(lab.controlPlane, n3, "iptables", "veth");
+    await startKubeProxy(lab.controlPlane, n1, { podLinks: "veth" });
+    await startKubeProxy(lab.controlPlane, n2);
+    await startKubeProxy(lab.controlPlane, n3, { mode: "iptables", podLinks: "veth" });
     const served = () => [n1, n2, n3].map((node): [Host, Host] => [node, node]);
     for (const port of [ports.cluster, ports.local])
       await until(

@@ -16,6 +16,18 @@ export interface PacketOptions {
   source?: string;
 }
 
+export interface TalkOptions {
+  protocol: "tcp" | "udp";
+  address: string;
+  /** Default 7, where every place answers. */
+  port?: number;
+  messages: number;
+  /** Between two messages, ms. */
+  interval: number;
+  /** For the last answer, ms after the last message. */
+  timeout?: number;
+}
+
 /** `seen` is the source address that an echo server saw (tcp and udp). */
 export type Reached = { ok: true; ms: number; seen: string } | { ok: false; reason: string };
 
@@ -133,10 +145,17 @@ export class Place {
 
   /** Sends one packet (tcp: connects and sends one message) and waits for it to come back. */
   async reach(options: PacketOptions & { timeout?: number }): Promise<Reached> {
-    const answer = await this.ask("reach", ...packet(options, options.timeout ?? 2000 * patience));
-    const [status, microseconds, seen = "-"] = answer.split(" ");
-    if (status === "ok") return { ok: true, ms: Number(microseconds) / 1000, seen };
-    return { ok: false, reason: answer.slice("failed ".length) };
+    return parseReached(await this.ask("reach", ...packet(options, options.timeout ?? 2000 * patience)));
+  }
+
+  /** Sends several messages by one connection or socket, with pauses between them, and waits for all to come back. */
+  async talk(options: TalkOptions): Promise<Reached> {
+    const { protocol, address, port = 7, messages, interval, timeout = 2000 * patience } = options;
+    const answer = await this.ask(
+      "talk",
+      ...[protocol, address, port, 100, messages, interval, timeout + messages * interval],
+    );
+    return parseReached(answer);
   }
 
   /** Starts a steady stream, `rate` packets a second. */
@@ -162,6 +181,12 @@ export class Place {
 function packet(o: PacketOptions, last: number): (string | number)[] {
   const port = o.protocol === "icmp" ? 0 : (o.port ?? 7);
   return [o.protocol, o.address, port, o.size ?? 100, o.dontFragment ? 1 : 0, last, o.source ?? "-"];
+}
+
+function parseReached(answer: string): Reached {
+  const [status, microseconds, seen = "-"] = answer.split(" ");
+  if (status === "ok") return { ok: true, ms: Number(microseconds) / 1000, seen };
+  return { ok: false, reason: answer.slice("failed ".length) };
 }
 
 function parseCount(answer: string): Count {

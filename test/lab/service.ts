@@ -5,17 +5,16 @@ import type { ControlPlane } from "./controlplane.ts";
 import type { LightNode } from "./lightnode.ts";
 import type { Addresses } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
-import type { Pod } from "./pod.ts";
+import { Pod } from "./pod.ts";
 import type { Service } from "./process.ts";
 import { byFamily } from "./reachability.ts";
-import { kubeProxyConfig } from "./wholenodeconfig.ts";
+import { type KubeProxyOptions, kubeProxyConfig } from "./wholenodeconfig.ts";
 
 /** It ends with the node. */
 export async function startKubeProxy(
   controlPlane: ControlPlane,
   node: LightNode,
-  mode: "nftables" | "iptables" = "nftables",
-  podLinks?: string,
+  options: KubeProxyOptions = {},
 ): Promise<Service> {
   const dir = "/etc/kubernetes/kube-proxy";
   const { ca, cert, key } = controlPlane.access;
@@ -26,7 +25,7 @@ export async function startKubeProxy(
   await node.write(`${dir}/kubeconfig`, kubeconfig(server, { pem: ca }, user));
   await node.write(
     `${dir}/config`,
-    kubeProxyConfig(node.name, mode, `${dir}/kubeconfig`, controlPlane.families, podLinks),
+    kubeProxyConfig(node.name, `${dir}/kubeconfig`, controlPlane.families, options),
   );
   const log = `${controlPlane.underlay.dir}/log/${node.name}-kube-proxy.log`;
   return node.namespace.start("kube-proxy", [kubernetes("kube-proxy"), `--config=${dir}/config`], log);
@@ -35,19 +34,20 @@ export async function startKubeProxy(
 export interface ServiceOptions {
   /** The same for TCP and UDP; the backends listen on 7. */
   nodePort: number;
-  backends: Pod[];
+  /** A node is one by its own address, as a pod with hostNetwork. */
+  backends: (Pod | LightNode)[];
   /** externalTrafficPolicy. Default "Cluster". */
   policy?: "Cluster" | "Local";
-  externalIps?: Addresses;
-  /** What a load balancer in front of the nodes would have. */
-  balancer?: Addresses;
+  externalIps?: Addresses[];
+  /** What load balancers in front of the nodes would have. */
+  balancers?: Addresses[];
 }
 
 /** A Service on port 7 with everything: node ports, a load balancer's addresses and others; its cluster IPs. */
 export async function createService(
   { api }: ControlPlane,
   name: string,
-  { nodePort, backends, policy = "Cluster", externalIps = {}, balancer = {} }: ServiceOptions,
+  { nodePort, backends, policy = "Cluster", externalIps = [], balancers = [] }: ServiceOptions,
 ): Promise<Addresses> {
   const families = (["ipv4", "ipv6"] as const).filter((family) => backends[0]?.addresses[family]);
   const protocols = ["TCP", "UDP"].map((protocol) => ({ name: protocol.toLowerCase(), protocol, port: 7 }));
@@ -57,7 +57,7 @@ export async function createService(
     metadata: { name, namespace: "default" },
     spec: {
       type: "LoadBalancer",
-      externalIPs: Object.values(externalIps),
+      externalIPs: externalIps.flatMap((each) => Object.values(each)),
       externalTrafficPolicy: policy,
       ipFamilyPolicy: "PreferDualStack",
       ports: protocols.map((port) => ({ ...port, nodePort })),
@@ -74,14 +74,16 @@ export async function createService(
       },
       addressType: family === "ipv4" ? "IPv4" : "IPv6",
       ports: protocols,
-      endpoints: backends.map((pod) => ({
-        addresses: [pod.addresses[family]],
-        nodeName: pod.node.name,
+      endpoints: backends.map((backend) => ({
+        addresses: [backend.addresses[family]],
+        nodeName: backend instanceof Pod ? backend.node.name : backend.name,
         conditions: { ready: true },
       })),
     });
   await api.patch(`/api/v1/namespaces/default/services/${name}/status`, {
-    status: { loadBalancer: { ingress: Object.values(balancer).map((ip) => ({ ip })) } },
+    status: {
+      loadBalancer: { ingress: balancers.flatMap((each) => Object.values(each).map((ip) => ({ ip }))) },
+    },
   });
   return byFamily(service.spec.clusterIPs);
 }

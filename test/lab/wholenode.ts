@@ -170,7 +170,9 @@ export class WholeNode implements Host, AsyncDisposable {
     writeFileSync(`${config}/kubelet.yaml`, kubeletConfig(`${pki.dir}/ca.crt`, this.#controlPlane.families));
     writeFileSync(
       `${config}/kube-proxy.yaml`,
-      kubeProxyConfig(this.name, proxyMode, `${config}/kube-proxy.kubeconfig`, this.#controlPlane.families),
+      kubeProxyConfig(this.name, `${config}/kube-proxy.kubeconfig`, this.#controlPlane.families, {
+        mode: proxyMode,
+      }),
     );
     await copyStore(store, `${this.disk}/real/var/lib/containerd`);
   }

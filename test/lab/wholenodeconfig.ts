@@ -62,19 +62,28 @@ export function kubeletConfig(clientCaFile: string, families: Families): string 
   });
 }
 
-/** @param podLinks how pods' links begin, where they shall tell pods and not the pod CIDRs */
+export interface KubeProxyOptions {
+  /** Default nftables. */
+  mode?: "nftables" | "iptables" | "ipvs";
+  /** How pods' links begin, where they shall tell pods and not the pod CIDRs. */
+  podLinks?: string;
+  masqueradeAll?: boolean;
+}
+
 export function kubeProxyConfig(
   node: string,
-  mode: "nftables" | "iptables",
   kubeconfigFile: string,
   families: Families,
-  podLinks?: string,
+  { mode = "nftables", podLinks, masqueradeAll = false }: KubeProxyOptions = {},
 ): string {
   return JSON.stringify({
     apiVersion: "kubeproxy.config.k8s.io/v1alpha1",
     kind: "KubeProxyConfiguration",
     clientConnection: { kubeconfig: kubeconfigFile },
     mode,
+    nftables: { masqueradeAll },
+    // Of ipvs too.
+    iptables: { masqueradeAll },
     hostnameOverride: node,
     ...(podLinks
       ? { detectLocalMode: "InterfaceNamePrefix", detectLocal: { interfaceNamePrefix: podLinks } }

@@ -2,6 +2,7 @@
 // and sends numbered packets to other places as it is told on stdin, one command a line:
 //
 //   reach ID PROTOCOL ADDRESS PORT SIZE DF TIMEOUT-MS SOURCE      ->  ID ok RTT-US SEEN | ID failed REASON
+//   talk ID PROTOCOL ADDRESS PORT SIZE MESSAGES INTERVAL-MS TIMEOUT-MS  ->  the same, once all have come back
 //   start ID PROTOCOL ADDRESS PORT SIZE DF PER-SECOND SOURCE      ->  ID ok | ID failed REASON
 //   count ID STREAM   ->  ID ok SENT RECEIVED LONGEST-GAP-MS SLOWEST-MS RETRANSMITTED ERROR
 //   stop ID STREAM GRACE-MS   ->  the same, once everything came back or after the grace
@@ -45,7 +46,7 @@ struct task {
   uint32_t cookie;
   int length;  // of the message, without any header
   uint64_t interval, next_at, deadline, last_received, longest_gap, slowest;
-  uint64_t sent, received, seen_limit;
+  uint64_t sent, received, seen_limit, wanted;  // wanted: how many messages; of a stream, no end
   uint8_t *seen;  // one bit a number
   char *input;
   int have;
@@ -147,11 +148,6 @@ static int open_socket(struct task *t, const char *source, int dont_fragment) {
 static void came_back(struct task *t, struct message *m) {
   uint64_t at = now();
   if (m->cookie != t->cookie || m->number >= t->sent) return;
-  if (!t->stream) {
-    printf("%s ok %lu %s\n", t->id, (at - m->sent_at) / 1000, t->protocol == ICMP ? "-" : m->seen);
-    t->over = 1;
-    return;
-  }
   if (m->number >= t->seen_limit) {
     uint64_t limit = (m->number + 65536) / 65536 * 65536;
     t->seen = realloc(t->seen, limit / 8);
@@ -164,6 +160,9 @@ static void came_back(struct task *t, struct message *m) {
   if (at - t->last_received > t->longest_gap) t->longest_gap = at - t->last_received;
   if (at - m->sent_at > t->slowest) t->slowest = at - m->sent_at;
   t->last_received = at;
+  if (t->stream || t->received < t->wanted) return;
+  printf("%s ok %lu %s\n", t->id, (at - m->sent_at) / 1000, t->protocol == ICMP ? "-" : m->seen);
+  t->over = 1;
 }
 
 static void receive(struct task *t, short events) {
@@ -207,8 +206,10 @@ static void report(struct task *t, const char *id) {
 
 // --- commands and the loop ---------------------------------------------------------------------------------------
 
-static void make(int stream, char *id, char *protocol, char *to, int port, int size, int df, int number, char *source) {
+// `messages` 0 makes a stream.
+static void make(int messages, int interval, char *id, char *protocol, char *to, int port, int size, int df, int number, char *source) {
   struct task *t = calloc(1, sizeof *t);
+  int stream = messages == 0;
   snprintf(t->id, sizeof t->id, "%s", id);
   t->fd = -1;
   t->stream = stream;
@@ -222,8 +223,10 @@ static void make(int stream, char *id, char *protocol, char *to, int port, int s
   if (t->length + 8 > LARGEST) return fail(t, "size too large");
   if (t->protocol == TCP) t->input = malloc(LARGEST);
   t->last_received = t->next_at = now();
-  if (stream) t->interval = 1000000000ull / number;
-  else t->deadline = now() + number * 1000000ull;
+  t->wanted = messages;
+  t->interval = stream ? 1000000000ull / number : interval * 1000000ull;
+  if (interval) t->next_at += t->cookie % t->interval;  // those that begin together send at different times
+  if (!stream) t->deadline = now() + number * 1000000ull;
   if (open_socket(t, source, df)) {
     if (stream) printf("%s failed %s\n", id, strerror(errno));
     fail(t, strerror(errno));
@@ -236,9 +239,11 @@ static void make(int stream, char *id, char *protocol, char *to, int port, int s
 
 static void command(char *line) {
   char verb[16], id[32], a[64], b[64], source[64];
-  int port, size, df, number;
+  int port, size, df, number, messages, interval;
+  if (sscanf(line, "talk %31s %63s %63s %d %d %d %d %d", id, a, b, &port, &size, &messages, &interval, &number) == 8)
+    return make(messages, interval, id, a, b, port, size, 0, number, "-");
   if (sscanf(line, "%15s %31s %63s %63s %d %d %d %d %63s", verb, id, a, b, &port, &size, &df, &number, source) == 9)
-    return make(!strcmp(verb, "start"), id, a, b, port, size, df, number, source);
+    return make(strcmp(verb, "start") != 0, 0, id, a, b, port, size, df, number, source);
   if (sscanf(line, "listen %31s %d", id, &port) == 2) {
     if (serve(port)) printf("%s failed %s\n", id, strerror(errno));
     else printf("%s ok\n", id);
@@ -262,13 +267,16 @@ static uint64_t tick(void) {
   for (struct task **link = &tasks; *link;) {
     struct task *t = *link;
     int stopping = *t->stop_id, due = t->connected && !t->over && !stopping && at >= t->next_at;
-    if (due && !t->stream && !t->sent) send_next(t);
-    if (due && t->stream) {
+    if (due && (t->stream || t->sent < t->wanted)) {
       send_next(t);
       t->next_at += t->interval;
       if (t->next_at < at) t->next_at = at;  // held up: no burst to catch up with
     }
-    if (!t->stream && !t->over && at >= t->deadline) fail(t, t->connected ? "no answer" : "no connection");
+    if (!t->stream && !t->over && at >= t->deadline) {
+      char some[64];
+      snprintf(some, sizeof some, "%lu of %lu came back", t->received, t->wanted);
+      fail(t, t->received ? some : t->connected ? "no answer" : "no connection");
+    }
     int ended = stopping && (t->over || t->received == t->sent || at >= t->deadline);
     if (ended) report(t, t->stop_id);
     if (ended || (t->over && !t->stream)) {
@@ -280,7 +288,7 @@ static uint64_t tick(void) {
       continue;
     }
     if (t->deadline && t->deadline < wake) wake = t->deadline;
-    if (t->stream && t->connected && !t->over && !stopping && t->next_at < wake) wake = t->next_at;
+    if ((t->stream || t->sent < t->wanted) && t->connected && !t->over && !stopping && t->next_at < wake) wake = t->next_at;
     link = &t->next;
   }
   return wake;

@@ -1,0 +1,146 @@
+/** Services of every sort on light nodes, and the flows that clients of every sort have with them. */
+import { families } from "../../src/plan/address.ts";
+import type { ControlPlane } from "./controlplane.ts";
+import type { LightNode } from "./lightnode.ts";
+import type { Addresses, Host } from "./namespace.ts";
+import type { Pod } from "./pod.ts";
+import { createService } from "./service.ts";
+import type { Underlay } from "./underlay.ts";
+
+export const policies = ["Cluster", "Local"] as const;
+export type Policy = (typeof policies)[number];
+
+/** A Service with one backend, by all of its addresses. */
+export interface FlowService {
+  name: string;
+  policy: Policy;
+  backend: Pod | LightNode;
+  /** Where the backend is. */
+  node: LightNode;
+  nodePort: number;
+  clusterIp: Addresses;
+  /** One for each node, to which the router sends what comes for it. */
+  balancers: Addresses[];
+  externalIps: Addresses[];
+}
+
+/** Two Services for each backend, one of each policy, and the router's ways to them. */
+export async function createServices(
+  controlPlane: ControlPlane,
+  { router }: Underlay,
+  nodes: readonly LightNode[],
+  backends: readonly { backend: Pod | LightNode; node: LightNode }[],
+): Promise<FlowService[]> {
+  const addresses = (kind: number, service: number): Addresses[] =>
+    nodes.map((_, entry) => ({
+      ipv4: `203.${kind}.${entry}.${service + 1}`,
+      ipv6: `2001:db8:${kind}:${entry}::${(service + 1).toString(16)}`,
+    }));
+  await router.ip(
+    ...[0, 1].flatMap((kind) =>
+      nodes.flatMap((node, entry) => [
+        `route add 203.${kind}.${entry}.0/24 via ${node.addresses.ipv4}`,
+        `route add 2001:db8:${kind}:${entry}::/64 via ${node.addresses.ipv6}`,
+      ]),
+    ),
+  );
+  return await Promise.all(
+    backends
+      .flatMap((each) => policies.map((policy) => ({ ...each, policy })))
+      .map(async ({ backend, node, policy }, index) => {
+        const options = {
+          // Of the band from which none is given to who asks for no certain one.
+          nodePort: 30010 + index,
+          balancers: addresses(0, index),
+          externalIps: addresses(1, index),
+        };
+        const name = `${backend.name.replace("/", "-")}-${policy.toLowerCase()}`;
+        const clusterIp = await createService(controlPlane, name, {
+          ...options,
+          backends: [backend],
+          policy,
+        });
+        return { name, policy, backend, node, clusterIp, ...options };
+      }),
+  );
+}
+
+export interface Flow {
+  client: Host;
+  /** Such as "NodePort of n2, of n1-b-cluster". */
+  target: string;
+  addresses: Addresses;
+  port: number;
+}
+
+/** What a client on a node, a pod or the node itself, can have with a Service. */
+export function flowsWithin(
+  nodes: readonly LightNode[],
+  node: LightNode,
+  client: Host,
+  service: FlowService,
+): Flow[] {
+  const at = nodes.indexOf(node);
+  const { backend, clusterIp, balancers, externalIps, nodePort: port, policy, node: home } = service;
+  // Policy Local: of another node's port those alone that have the backend.
+  const other = policy === "Local" ? home : nodes[(at + 1) % nodes.length]!;
+  // The Service leads by way of the other node back to its own.
+  const further = policy === "Local" ? home : nodes.at(at - 1)!;
+  const ports = [...new Set([node, other, further])].map((each): [string, Addresses, number] => [
+    `NodePort of ${each.name}`,
+    each.addresses,
+    port,
+  ]);
+  const targets: [string, Addresses, number][] = [
+    ["ClusterIP", clusterIp, 7],
+    ["LoadBalancer address", balancers[at]!, 7],
+    ["external IP", externalIps[at]!, 7],
+    ...ports,
+  ];
+  return targets.map(([sort, addresses, port]) => ({
+    client,
+    target: `${sort}, policy ${policy}, backend ${backend.name}`,
+    addresses,
+    port,
+  }));
+}
+
+/** What `outside` can have with a Service: by each node, or with policy Local by the one with the backend. */
+export function flowsFromOutside(nodes: readonly LightNode[], client: Host, service: FlowService): Flow[] {
+  const { backend, balancers, externalIps, nodePort, policy } = service;
+  return nodes.flatMap((node, entry) => {
+    if (policy === "Local" && node !== service.node) return [];
+    const targets: [string, Addresses, number][] = [
+      ["NodePort", node.addresses, nodePort],
+      ["LoadBalancer address", balancers[entry]!, 7],
+      ["external IP", externalIps[entry]!, 7],
+    ];
+    return targets.map(([sort, addresses, port]) => ({
+      client,
+      target: `${sort} by ${node.name}, policy ${policy}, backend ${backend.name}`,
+      addresses,
+      port,
+    }));
+  });
+}
+
+/** Of each protocol, messages with pauses between them: a flow that changes its way breaks at the second. */
+const talks = [
+  { protocol: "tcp", messages: 3, interval: 150 },
+  { protocol: "udp", messages: 20, interval: 20 },
+] as const;
+
+/** Has all flows at once, by both families. What was not answered in full, one line each. */
+export async function broken(flows: readonly Flow[], timeout?: number): Promise<string[]> {
+  const all = flows.flatMap(({ client, target, addresses, port }) =>
+    families.flatMap((family) =>
+      talks.map(async (talk) => {
+        const address = addresses[family]!;
+        const reached = await client.place.talk({ ...talk, address, port, ...(timeout && { timeout }) });
+        if (reached.ok) return undefined;
+        return `${client.name} -> ${target}, ${talk.protocol} ${family}: ${reached.reason}`;
+      }),
+    ),
+  );
+  return (await Promise.all(all)).filter((line) => line !== undefined);
+}
