@@ -114,8 +114,8 @@ describe("chains: desired and observed → iptables-restore", () => {
   test.each<[title: string, desired: Chain[], observed: ObservedChains, lines: string[]]>([
     ["nothing changed", wanted(), settled(), []],
     [
-      "a node and a pod CIDR more",
-      wanted({ nodes: ["192.0.2.1", "192.0.2.2"], ownPodCidrs: ["10.2.0.0/24"] }),
+      "a node and its pod CIDR more",
+      wanted({ nodes: ["192.0.2.1", "192.0.2.2"], remotePodCidrs: ["10.2.0.0/24"] }),
       settled(),
       [],
     ],

@@ -2,8 +2,16 @@
  * The firewall by iptables and ipset, for kernels without nf_tables and for nodes that keep to iptables: chains and
  * sets named WIGGLENET-*. Of others' chains only the jumps to ours are asked for and made.
  */
-import { type Family, families, familyOf } from "../plan/address.ts";
-import { type Firewall, type Hook, hooks, markBit, type Rule, setNames } from "../plan/firewall.ts";
+import { contains, type Family, families, familyOf } from "../plan/address.ts";
+import {
+  type Firewall,
+  type Hook,
+  hooks,
+  markBit,
+  type Rule,
+  type SetName,
+  setNames,
+} from "../plan/firewall.ts";
 import { bare, fingerprint } from "./nftables.ts";
 import { $, batch, type Command, CommandError, execute } from "./run.ts";
 
@@ -47,12 +55,14 @@ export type ObservedChains = Record<string, { fingerprints: string[]; jump: bool
 export type ObservedSets = Record<string, string[] | undefined>;
 
 /** The whole firewall by iptables. */
-export function chains({ rules }: Firewall): Chain[] {
+export function chains({ rules, sets }: Firewall): Chain[] {
   return families.flatMap((family) =>
     hooks.map((hook) => ({
       ...places[hook],
       family,
-      rules: rules.filter((rule) => rule.hook === hook && rule.family === family).flatMap(words),
+      rules: rules
+        .filter((rule) => rule.hook === hook && rule.family === family)
+        .flatMap((rule) => words(rule, sets)),
     })),
   );
 }
@@ -236,33 +246,44 @@ const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   "masquerade-random": "MASQUERADE --random-fully",
 };
 
-/** A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. */
-function words({ family, match, verdict }: Rule): string[] {
+/**
+ * A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. Where replies go
+ * can be matched with a prefix, not with a set: a rule for each prefix of the set, or one that excludes them all.
+ */
+function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string[] {
   if (verdict === "offload") return [];
+  const members = (set: `@${SetName}`) =>
+    sets[set.slice(1) as SetName].filter((prefix) => familyOf(prefix) === family);
   const address = (value: string, side: "src" | "dst", not = "") =>
     value.startsWith("@")
       ? `-m set ${not}--match-set ${setName(value.slice(1), family)} ${side}`
       : `${not}-${side === "src" ? "s" : "d"} ${value}`;
-  const status = (state: string, set: boolean | undefined) =>
-    set === undefined ? [] : [`-m conntrack ${set ? "" : "! "}--ctstate ${state}`];
-  const all = [
+  const all = (replies: string[]) => [
     ...(match.in ? [`-i ${match.in}`] : []),
     ...(match.notIn ? [`! -i ${match.notIn}`] : []),
     ...(match.out ? [`-o ${match.out}`] : []),
     ...(match.notOut ? [`! -o ${match.notOut}`] : []),
+    ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
+    ...(match.destinationTranslated === undefined
+      ? []
+      : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
+    ...(match.established ? ["-m conntrack --ctstate RELATED,ESTABLISHED"] : []),
     ...(match.from ? [address(match.from, "src")] : []),
     ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),
     ...(match.to ? [address(match.to, "dst")] : []),
     ...(match.notTo ?? []).map((value) => address(value, "dst", "! ")),
-    ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
-    ...status("SNAT", match.sourceTranslated),
-    ...status("DNAT", match.destinationTranslated),
-    ...(match.established ? ["-m conntrack --ctstate RELATED,ESTABLISHED"] : []),
+    ...replies,
     ...(match.icmpv6 === undefined ? [] : [`-p icmpv6 --icmpv6-type ${match.icmpv6}`]),
     ...(match.spoofed ? ["-m rpfilter --invert"] : []),
     `-j ${targets[verdict]}`,
   ];
-  return [all.join(" ")];
+  const not = (prefixes: string[]) => prefixes.map((prefix) => `-m conntrack ! --ctrepldst ${prefix}`);
+  const excluded = (match.repliesNotTo ?? []).flatMap(members);
+  if (!match.repliesTo) return [all(not(excluded)).join(" ")];
+  return members(match.repliesTo).map((prefix) => {
+    const inside = excluded.filter((value) => contains(prefix, value));
+    return all([`-m conntrack --ctrepldst ${prefix}`, ...not(inside)]).join(" ");
+  });
 }
 
 function chainKey({ family, table, chain }: { family: Family; table: string; chain: string }): string {

@@ -51,13 +51,13 @@ test("the table, from nothing", () => {
     add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; elements = { 2001:db8:9::9 }; }
     add chain inet wigglenet prerouting { type filter hook prerouting priority -90; policy accept; }
     add rule inet wigglenet prerouting meta nfproto ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv4 ip saddr @own-ipv4 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting meta nfproto ipv4 ip saddr @own-ipv4 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction original ip saddr @own-ipv4 ct reply ip daddr @own-ipv4 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction reply ct status & dnat == 0 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr ::/128 accept
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv6 ip6 saddr @own-ipv6 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting meta nfproto ipv6 ip6 saddr @own-ipv6 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction original ip6 saddr @own-ipv6 ct reply ip6 daddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction reply ct status & dnat == 0 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
     add chain inet wigglenet input { type filter hook input priority 0; policy accept; }
     add rule inet wigglenet input meta nfproto ipv4 iifname "lo" accept
     add rule inet wigglenet input meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
@@ -75,15 +75,15 @@ test("the table, from nothing", () => {
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct state established,related accept
-    add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 ct status & dnat != 0 accept
+    add rule inet wigglenet forward meta nfproto ipv4 ct state established,related ip daddr @own-ipv4 accept
+    add rule inet wigglenet forward meta nfproto ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct state established,related accept
-    add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 ct status & dnat != 0 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ct state established,related ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet forward meta nfproto ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 1 accept
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 icmpv6 type 2 accept
@@ -95,12 +95,12 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv6 ip6 daddr @own-ipv6 counter drop
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction reply ct status & dnat != 0 accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct direction original ct status & snat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct reply ip daddr != @own-ipv4 accept
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction reply ct status & dnat != 0 accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct direction original ct status & snat != 0 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct reply ip6 daddr != @own-ipv6 accept
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
     add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
@@ -272,7 +272,7 @@ describe("desired and observed → transaction", () => {
   });
 
   const flowtable = { devices: ["eth0"], packets: 9 };
-  const offload = "ip saddr @own-ipv4 ct state established,related ct packets > 9 flow add @fastpath";
+  const offload = "ct state established,related ip saddr @own-ipv4 ct packets > 9 flow add @fastpath";
   const rules = (settings: Tweak) =>
     lines(desired(settings), undefined).filter((line) => line.includes(" wigglenet forward meta"));
 
@@ -285,7 +285,7 @@ describe("desired and observed → transaction", () => {
     ]);
     expect(all.filter((line) => line.includes("saddr @own-ipv4") && line.includes("@fastpath"))).toEqual([
       `add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname "wigglenet" ${offload}`,
-      `add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ${offload.replace("ct state", "ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ct state")}`,
+      `add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ${offload.replace("ct packets", "ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ct packets")}`,
     ]);
     expect(diffRuleset(desired({ flowtable }), settled({ flowtable }))).toEqual([]);
     expect(lines(desired(), settled({ flowtable }))[0]).toBe("delete table inet wigglenet");

@@ -80,8 +80,6 @@ const verdicts: Record<Rule["verdict"], string> = {
 function text({ family, match, verdict }: Rule): string {
   const address = (value: string) => (value.startsWith("@") ? `${value}-${family}` : value);
   const ip = keyword[family];
-  const status = (bit: string, set: boolean | undefined) =>
-    set === undefined ? [] : [`ct status & ${bit} ${set ? "!=" : "=="} 0`];
   const link = (name: string) => `"${name.replace(/\+$/, "*")}"`;
   return [
     `meta nfproto ${family}`,
@@ -89,14 +87,18 @@ function text({ family, match, verdict }: Rule): string {
     ...(match.notIn ? [`iifname != ${link(match.notIn)}`] : []),
     ...(match.out ? [`oifname ${link(match.out)}`] : []),
     ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
+    // Before the addresses, which cost a search each.
+    ...(match.direction ? [`ct direction ${match.direction}`] : []),
+    ...(match.destinationTranslated === undefined
+      ? []
+      : [`ct status & dnat ${match.destinationTranslated ? "!=" : "=="} 0`]),
+    ...(match.established ? ["ct state established,related"] : []),
     ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),
     ...(match.notFrom ?? []).map((value) => `${ip} saddr != ${address(value)}`),
     ...(match.to ? [`${ip} daddr ${address(match.to)}`] : []),
     ...(match.notTo ?? []).map((value) => `${ip} daddr != ${address(value)}`),
-    ...(match.direction ? [`ct direction ${match.direction}`] : []),
-    ...status("snat", match.sourceTranslated),
-    ...status("dnat", match.destinationTranslated),
-    ...(match.established ? ["ct state established,related"] : []),
+    ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
+    ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),
     ...(match.packetsOver === undefined ? [] : [`ct packets > ${match.packetsOver}`]),
     ...(match.icmpv6 ? [`icmpv6 type ${match.icmpv6}`] : []),
     ...(match.spoofed ? ["fib saddr . iif oif missing"] : []),

@@ -51,14 +51,14 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     postrouting: to @remote, notTo @hosts, notOut wigglenet: drop
     forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
     forward: from @own, notFrom @hosts, notIn veth+: drop
-    postrouting: from @own, to @nodes, direction reply, destinationTranslated: pass
-    postrouting: from @own, to @nodes, direction original, sourceTranslated: pass
+    postrouting: notOut wigglenet, from @own, to @nodes, direction reply, destinationTranslated: pass
+    postrouting: notOut wigglenet, from @own, to @nodes, direction original, repliesNotTo @own: pass
     postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
     input: in lo: pass
     input: from @own, notFrom @hosts, notIn veth+: drop
     input: from @unencrypted: pass
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
-    prerouting: from @own, direction original, sourceTranslated false: mark
+    prerouting: from @own, direction original, repliesTo @own: mark
     prerouting: from @own, direction reply, destinationTranslated false: mark"
   `);
 });

@@ -33,8 +33,9 @@ export interface Conditions {
   to?: Addresses;
   notTo?: Addresses[];
   direction?: "original" | "reply";
-  /** Whether the connection's source was translated. */
-  sourceTranslated?: boolean;
+  /** Where the connection's replies go: to its source, or to what that was translated to. */
+  repliesTo?: `@${SetName}`;
+  repliesNotTo?: `@${SetName}`[];
   destinationTranslated?: boolean;
   /** Part of a connection that there is, or an error about one. */
   established?: true;
@@ -136,18 +137,20 @@ function noPlaintext(link: string, family: Family): Rule[] {
     rule("forward", "drop", { from: "@remote", notFrom: ["@hosts", "@unencrypted"], notIn: link }),
     // What claims to be an own pod comes from one.
     rule("forward", "drop", { from: "@own", notFrom: ["@hosts"], notIn: podLinks }),
-    // Replies of translated connections, and flows masqueraded before the tunnel stood, go the way they came.
+    // Replies of translated connections, and flows with a node's address as their source, go the way they came.
     rule("postrouting", "pass", {
+      notOut: link,
       from: "@own",
       to: "@nodes",
       direction: "reply",
       destinationTranslated: true,
     }),
     rule("postrouting", "pass", {
+      notOut: link,
       from: "@own",
       to: "@nodes",
       direction: "original",
-      sourceTranslated: true,
+      repliesNotTo: ["@own"],
     }),
     rule("postrouting", "drop", { from: "@own", notFrom: ["@hosts"], to: "@nodes", notOut: link }),
     rule("input", "pass", { in: "lo" }),
@@ -161,10 +164,15 @@ function noPlaintext(link: string, family: Family): Rule[] {
   ];
 }
 
-/** Own pods' packets to other nodes are routed by the tunnel's table. */
+/**
+ * Own pods' packets to other nodes are routed by the tunnel's table. Others may translate a connection's source after
+ * its first packet was routed, as kube-proxy does with a Service's. A masquerade takes the address of the tunnel's link,
+ * which is inside an own pod CIDR: so what counts is where replies go, which is the same for all packets. Whether the
+ * source was translated is not: the kernel changes a port alone where two connections would be one.
+ */
 function marks(family: Family): Rule[] {
   return [
-    { direction: "original", sourceTranslated: false } as const,
+    { direction: "original", repliesTo: "@own" } as const,
     { direction: "reply", destinationTranslated: false } as const,
   ].map((match) => ({ hook: "prerouting", family, match: { from: "@own", ...match }, verdict: "mark" }));
 }
