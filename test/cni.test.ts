@@ -1,5 +1,6 @@
 /** The CNI file: whose it is, who may add to it, and what it keeps pods from. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { dirname } from "node:path";
 import { gatePath } from "../src/plan/cni.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
@@ -30,11 +31,35 @@ const types = () => read().plugins.map(({ type }) => type);
 const write = (file: unknown) => node.write(cniFile, JSON.stringify(file));
 const targetOf = async () => (await node.$`readlink ${cniFile}`.nothrow()).stdout.trim();
 
+/** What the agent answers at a port of its node. */
+async function get(port: number, path: string): Promise<{ status: number; text: string }> {
+  const ask = `const answer = await fetch("http://127.0.0.1:${port}${path}");
+    console.log(JSON.stringify({ status: answer.status, text: await answer.text() }));`;
+  return JSON.parse(await node.namespace.run([process.execPath, "-e", ask]));
+}
+
+const readyz = () => get(24_602, "/readyz");
+
+/** Waits until `/readyz` says this. */
+async function says(status: number, ...parts: string[]): Promise<string> {
+  let last = "";
+  await until(
+    `/readyz to say ${status} ${parts.join(", ")}`,
+    async () => {
+      const { status: answered, text } = await readyz();
+      last = `${answered} ${text}`;
+      return answered === status && parts.every((part) => text.includes(part));
+    },
+    { why: () => last },
+  );
+  return last;
+}
+
 /** Waits for two more looks of the agent at everything. */
 async function twoResyncs(): Promise<void> {
   const passes = async () => {
-    const metrics = await node.namespace.run(["curl", "-sf", "http://127.0.0.1:9091/metrics"]);
-    return Number(/^wigglenet_pass_duration_seconds_count (\d+)$/m.exec(metrics)?.[1]);
+    const { text } = await get(9091, "/metrics");
+    return Number(/^wigglenet_pass_duration_seconds_count (\d+)$/m.exec(text)?.[1]);
   };
   const before = await passes();
   await until("two more passes", async () => (await passes()) >= before + 2);
@@ -188,6 +213,109 @@ describe("taken over", () => {
     };
     expect(await takenOver(`echo '${JSON.stringify(old)}' > ${cniFile}`)).toBe("");
     expect(read().plugins).toEqual([ptp!, portmap!]);
+  });
+});
+
+describe("a file of another plugin", () => {
+  const own = "10-wigglenet.conflist";
+  const folder = dirname(cniFile);
+  const conf = (type: string) => JSON.stringify({ cniVersion: "1.0.0", name: `${type}-net`, type });
+  const conflist = (...plugins: unknown[]) =>
+    JSON.stringify({ cniVersion: "1.0.0", name: "another", plugins });
+  const put = (name: string, content: string) => node.write(`${folder}/${name}`, content);
+  const removed = async (...names: string[]) => {
+    await node.$`cd ${folder} && rm -rf ${names}`;
+    expect(await says(200)).toBe("200 ok\n");
+  };
+
+  test.each<[title: string, name: string, content: () => string, part: string]>([
+    ["a list", "10-containerd-net.conflist", () => conflist({ type: "bridge" }), "bridge"],
+    ["a single plugin", "10-calico.conf", () => conf("calico"), "calico"],
+    ["JSON", "05-x.json", () => conf("x"), "x-net"],
+    ["a hidden one", ".x.conflist", () => conflist({ type: "bridge" }), "bridge"],
+    // containerd then starts no pod at all.
+    ["broken", "00-broken.conflist", () => "{", "cannot be used"],
+    ["empty", "00-empty.conf", () => "", "cannot be used"],
+    ["without plugins", "00-none.conflist", () => conflist(), "cannot be used"],
+    ["a list in a file for one plugin", "00-list.conf", () => conflist({ type: "ptp" }), "cannot be used"],
+    ["too large to be one", "00-large.conflist", () => " ".repeat(3_000_000), "cannot be used"],
+    [
+      "an outdated copy of ours",
+      "02-istio-cni.conflist",
+      () => {
+        const [ptp, portmap] = read().plugins;
+        return conflist({ ...ptp, mtu: 1280 }, portmap, { type: "istio-cni" });
+      },
+      "istio-cni",
+    ],
+  ])("that comes before ours: %s", async (_, name, content, part) => {
+    await put(name, content());
+    await says(503, name, own, part);
+    await removed(name);
+  });
+
+  test.each<[title: string, prepare: string, name: string]>([
+    ["a link that leads nowhere", `ln -s /nowhere ${folder}/00-link.conf`, "00-link.conf"],
+    ["a link to a folder", `ln -s /tmp ${folder}/00-folder.conf`, "00-folder.conf"],
+    ["a pipe", `mkfifo ${folder}/00-pipe.conflist`, "00-pipe.conflist"],
+  ])("that cannot be read: %s", async (_, prepare, name) => {
+    await node.$`/bin/sh -ec ${prepare}`;
+    await says(503, name, own, "cannot be used");
+    await removed(name);
+  });
+
+  test("multus only warns, as it may delegate to ours; what comes after it counts", async () => {
+    await put("00-multus.conf", conf("multus"));
+    await says(200, "ok\n", "warning: ", "00-multus.conf", own);
+    await put("00-multus.conf", conf("multus-shim"));
+    await put("10-flannel.conflist", conflist({ type: "flannel" }));
+    await says(503, "10-flannel.conflist", own);
+    await removed("00-multus.conf", "10-flannel.conflist");
+  });
+
+  test("one that chains more to a copy of ours only warns", async () => {
+    const { plugins } = read();
+    await put("02-istio-cni.conflist", conflist(...plugins, { type: "istio-cni" }));
+    await says(200, "warning: ", "02-istio-cni.conflist", own);
+    await removed("02-istio-cni.conflist");
+  });
+
+  test("what no runtime reads, or reads after ours, is nothing to it", async () => {
+    await put("10-x.conflist.bak", "{");
+    await put("20-other.conflist", conflist({ type: "bridge" }));
+    await node.$`mkdir ${folder}/00-folder.conflist`;
+    await twoResyncs();
+    expect(await readyz()).toEqual({ status: 200, text: "ok\n" });
+    await removed("10-x.conflist.bak", "20-other.conflist", "00-folder.conflist");
+  });
+
+  test("is said once, and that it is gone", async () => {
+    const lines = () => node.agentLog().filter((line) => JSON.stringify(line).includes("10-calico"));
+    await put("10-calico.conflist", conflist({ type: "calico" }));
+    await says(503, "10-calico.conflist");
+    await twoResyncs();
+    expect(lines()).toHaveLength(1);
+    await removed("10-calico.conflist");
+  });
+
+  test("is seen at once, as what becomes of ours, by an agent whose resync is an hour away", async () => {
+    await node.stopAgent();
+    node.startAgent({ RESYNC_PERIOD: "3600" });
+    await node.inSync();
+    await put("00-x.conf", conf("x"));
+    await says(503, "00-x.conf");
+    await removed("00-x.conf");
+    await node.$`rm ${cniFile}`;
+    await until("ours to be back", () => node.read(cniFile));
+    // Somebody cleans up.
+    await node.$`mv ${folder} ${folder}.old && mkdir ${folder}`;
+    await until("ours to be in the new folder", () => node.read(cniFile));
+    await put("00-x.conf", conf("x"));
+    await says(503, "00-x.conf");
+    await removed("00-x.conf");
+    await node.stopAgent();
+    node.startAgent();
+    await node.inSync();
   });
 });
 
