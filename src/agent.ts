@@ -8,6 +8,7 @@ import type { ClusterNodes } from "./cluster/nodes.ts";
 import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
 import { Findings } from "./findings.ts";
+import { reportEarlier } from "./host/cnifolder.ts";
 import { forwardingOff, readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
@@ -250,6 +251,9 @@ export class Agent {
     await host.apply(desired, tunnel);
     if (host.backend) metrics.buildInfo.set({ version: this.#version, firewall_backend: host.backend }, 1);
     await this.#checkForwarding(own.podRanges);
+    const { cni } = desired;
+    if (cni !== undefined && !config.firewallOnly)
+      await host.attempt("CNI folder", () => reportEarlier(this.#findings, config.cniConfigPath, cni));
     return tunnel !== undefined;
   }
 

@@ -10,6 +10,7 @@ import { withoutKlogFlags } from "./cli/klog.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
+import { watchCniFolder } from "./host/cnifolder.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
@@ -115,6 +116,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
     monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal),
     monitor(nftMonitor, firewallChanges, () => agent.forgetFirewall(), log, stop.signal),
   ];
+  if (!config.firewallOnly) watchCniFolder(config.cniConfigPath, () => agent.mark("CNI folder"), stop.signal);
   const cluster = nodes.run(stop.signal);
   await Promise.race([Promise.all([...kernel, cluster]), agent.run(stop.signal)]);
   process.exit(0);
