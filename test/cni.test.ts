@@ -321,6 +321,29 @@ describe("a file of another plugin", () => {
   });
 });
 
+test("where /etc is read-only but for the CNI folder, the key may be elsewhere, and what to set is said", async () => {
+  await node.stopAgent();
+  await node.$`mount --bind /etc /etc && mount --bind /etc/cni/net.d /etc/cni/net.d && mount -o remount,ro,bind /etc`;
+  const key = "/etc/wigglenet/private.key";
+  const at = "/var/lib/wigglenet/private.key";
+  await node.$`mkdir /run/etc && cp -a /etc/wigglenet/. /run/etc && mount --bind /run/etc /etc/wigglenet`;
+  await node.$`rm ${key} && mount -o remount,ro,bind /etc/wigglenet`;
+  node.startAgent();
+  expect(await node.agentExit()).toBe(1);
+  const said = JSON.stringify(node.agentLog());
+  for (const part of [key, "read-only", "WIGGLENET_PRIVKEY_PATH", at]) expect(said).toContain(part);
+  node.startAgent({ WIGGLENET_PRIVKEY_PATH: at });
+  await node.inSync();
+  expect(node.read(at)).toMatch(/^[\w+/]{43}=\n$/);
+  await node.stopAgent();
+
+  await node.$`rm ${cniFile} && mount -o remount,ro,bind /etc/cni/net.d`;
+  node.startAgent({ WIGGLENET_PRIVKEY_PATH: at });
+  await says(503, cniFile, "read-only", "CNI_CONFIG_PATH");
+  await node.$`umount /etc/cni/net.d /etc/wigglenet /etc`;
+  await says(200, "ok");
+});
+
 test("with FIREWALL_ONLY it goes, and what lets pods in", async () => {
   await node.stopAgent();
   node.startAgent({ FIREWALL_ONLY: "1" });
