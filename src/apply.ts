@@ -6,7 +6,7 @@ import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Failures } from "./failures.ts";
 import type { Findings } from "./findings.ts";
-import { chainedBy, diffCni, observeCni } from "./host/cni.ts";
+import { applyCni, diffCni, observeCni } from "./host/cni.ts";
 import { diffSysctls } from "./host/files.ts";
 import {
   type Backend,
@@ -362,15 +362,9 @@ export class Host {
   }
 
   async #applyCni(desired: Desired): Promise<void> {
-    const { cniConfigPath: path } = this.#config;
-    if (desired.cni === undefined) return;
-    const observed = await observeCni(path);
-    const chained = chainedBy(desired.cni, observed);
-    await this.perform(
-      "CNI file",
-      diffCni(path, desired.cni, observed),
-      chained.length > 0 ? { chained } : {},
-    );
+    const { cni } = desired;
+    if (cni !== undefined)
+      await applyCni(this.#config.cniConfigPath, cni, (...change) => this.perform("CNI file", ...change));
   }
 }
 

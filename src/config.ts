@@ -203,6 +203,9 @@ export function readConfig(env: Environment): Config {
 
   if (bool("ENABLE_NETWORK_POLICY"))
     wrong("ENABLE_NETWORK_POLICY", "this version cannot do that yet: unset it or set it to 0");
+  const cniConfigPath = path("CNI_CONFIG_PATH");
+  if (cniConfigPath.startsWith("/") && !cniConfigPath.endsWith(".conflist"))
+    wrong("CNI_CONFIG_PATH", "must end in .conflist: in other files the container runtime reads one plugin");
   const config: Config = {
     nodeName,
     kubeconfig: optional("KUBECONFIG"),
@@ -211,7 +214,7 @@ export function readConfig(env: Environment): Config {
     privateKeyPath: path("WIGGLENET_PRIVKEY_PATH"),
     wireguard: choice("WIREGUARD", ["auto", "kernel", "userspace"]),
     tunnelFamilies: tunnelFamilies[choice("WG_IP_FAMILY", ["ipv4", "ipv6", "dualstack"])],
-    cniConfigPath: path("CNI_CONFIG_PATH"),
+    cniConfigPath,
     nodeIpInterfaces,
     podCidrSource,
     podCidrSourcePath,

@@ -35,7 +35,11 @@ const targetOf = async () => (await node.$`readlink ${cniFile}`.nothrow()).stdou
 async function get(port: number, path: string): Promise<{ status: number; text: string }> {
   const ask = `const answer = await fetch("http://127.0.0.1:${port}${path}");
     console.log(JSON.stringify({ status: answer.status, text: await answer.text() }));`;
-  return JSON.parse(await node.namespace.run([process.execPath, "-e", ask]));
+  const asked = node.namespace.run([process.execPath, "-e", ask]);
+  return await asked.then(
+    (answer) => JSON.parse(answer),
+    (error: Error) => ({ status: 0, text: error.message }),
+  );
 }
 
 const readyz = () => get(24_602, "/readyz");

@@ -4,7 +4,7 @@ import { readlink } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { type CniList, gatePath, isGated, mergeCniList, parseCniList } from "../plan/cni.ts";
 import { readIfThere } from "./files.ts";
-import type { Step } from "./run.ts";
+import { type Step, whyNot } from "./run.ts";
 
 export interface ObservedCni {
   /** Where it is a symbolic link: what that names. */
@@ -64,4 +64,21 @@ export function chainedBy(desired: CniList, observed: ObservedCni): string[] {
   const own = desired.plugins.map(({ type }) => type);
   const { plugins } = mergeCniList(desired, parseCniList(observed.content));
   return plugins.map(({ type }) => type).filter((type) => !own.includes(type));
+}
+
+/** Brings the file up to date and opens the gate, by `perform`, which gets what to log with it too. */
+export async function applyCni(
+  path: string,
+  desired: CniList,
+  perform: (steps: Step[], details: object) => Promise<void>,
+): Promise<void> {
+  const observed = await observeCni(path);
+  const chained = chainedBy(desired, observed);
+  try {
+    await perform(diffCni(path, desired, observed), chained.length > 0 ? { chained } : {});
+  } catch (error) {
+    throw new Error(
+      `${path} or ${gatePath} cannot be written: ${whyNot(error)}; or set CNI_CONFIG_PATH to where the container runtime reads`,
+    );
+  }
 }

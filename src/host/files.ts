@@ -4,7 +4,7 @@ import { chmod, mkdir, readFile, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type Family, families } from "../plan/address.ts";
 import { parseKey } from "../plan/node.ts";
-import { createExclusively, type Step } from "./run.ts";
+import { createExclusively, type Step, whyNot } from "./run.ts";
 
 /** The public key of the node's private key, or undefined if there is no file; throws if the file holds no key. */
 export async function observePublicKey(path: string): Promise<string | undefined> {
@@ -31,8 +31,14 @@ export async function ensurePrivateKey(path: string): Promise<{ publicKey: strin
   bytes[0]! &= 0b1111_1000;
   bytes[31] = (bytes[31]! & 0b0111_1111) | 0b0100_0000;
   const privateKey = bytes.toString("base64");
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  await createExclusively(path, `${privateKey}\n`, 0o600);
+  try {
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    await createExclusively(path, `${privateKey}\n`, 0o600);
+  } catch (error) {
+    throw new Error(
+      `private key ${path} cannot be made: ${whyNot(error)}; or set WIGGLENET_PRIVKEY_PATH to a file that can be written and outlives a reboot, such as /var/lib/wigglenet/private.key`,
+    );
+  }
   return { publicKey: publicKeyOf(privateKey), created: true };
 }
 

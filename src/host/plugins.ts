@@ -2,7 +2,7 @@
 import { lstat, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import { introduction, perform, printStep, type Step } from "./run.ts";
+import { introduction, perform, printStep, type Step, whyNot } from "./run.ts";
 
 /**
  * What the CNI file names, `bandwidth` for whoever adds it, and `loopback`, without which containerd makes no pod.
@@ -90,7 +90,7 @@ export async function installPlugins(
     try {
       await perform(steps);
     } catch (error) {
-      const message = `cannot install ${name} into ${target}: ${whyNot(error as NodeJS.ErrnoException)}`;
+      const message = `cannot install ${name} into ${target}: ${whyNot(error)}`;
       if (present === undefined) throw new Error(message);
       // An older one has done so far.
       log.warn({ plugin: name, target, version: offered, found: present }, message);
@@ -99,20 +99,5 @@ export async function installPlugins(
     const verdict = compare(plugin);
     const facts = { plugin: name, target, version: offered, ...(present ? { found: present } : {}) };
     log[verdict === "unknown" ? "warn" : "info"](facts, said[verdict]);
-  }
-}
-
-function whyNot({ code, message }: NodeJS.ErrnoException): string {
-  switch (code) {
-    case "ENOSPC":
-    case "EDQUOT":
-      return "no space is left there: free some";
-    case "EROFS":
-      return "it is mounted read-only: mount it writable";
-    case "EACCES":
-    case "EPERM":
-      return `no right to write there (${code}): run as its owner, with the folder mounted writable`;
-    default:
-      return message;
   }
 }

@@ -151,6 +151,23 @@ export async function createExclusively(path: string, content: string, mode: num
   await put(path, mode, holding(content, mode), link);
 }
 
+/** Why a file could not be written, and what would help, for the end of a message. */
+export function whyNot(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  switch (code) {
+    case "ENOSPC":
+    case "EDQUOT":
+      return "no space is left there: free some";
+    case "EROFS":
+      return "it is mounted read-only: mount it writable";
+    case "EACCES":
+    case "EPERM":
+      return `no right to write there (${code}): run as its owner, with the folder mounted writable`;
+    default:
+      return message;
+  }
+}
+
 /** A step as one could paste it into a shell. */
 export function printStep(step: Step): string {
   switch (step.kind) {
