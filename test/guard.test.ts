@@ -4,6 +4,7 @@ import { Arrivals } from "./lab/arrivals.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import { atLeast } from "./lab/loglevel.ts";
+import type { Host } from "./lab/namespace.ts";
 import type { Pod } from "./lab/pod.ts";
 import { sleep, until } from "./lab/process.ts";
 
@@ -179,6 +180,50 @@ describe.each([
     await Promise.all([probe.flowing(20), outward.flowing(20)]);
     expect((await probe.stop()).lost).toBe(0);
     expect((await outward.stop()).lost).toBe(0);
+  });
+
+  test("a node's address leaves the tunnel: flows that were in it end, new ones go as to any host outside", async () => {
+    const [client, node] = [nodes[0], nodes[1]];
+    const { addresses } = node;
+    const others = { ipv4: "172.30.0.77", ipv6: "fd30::77" };
+    const link = (verb: string) => [
+      `address ${verb} ${others.ipv4}/24 dev eth0`,
+      `address ${verb} ${others.ipv6}/64 dev eth0${verb === "add" ? " nodad" : ""}`,
+    ];
+    const tunnelled = async () => {
+      const { stdout } = await client.$`ip route show table 24601; ip -6 route show table 24601`;
+      return families.filter((family) => stdout.includes(`${addresses[family]} dev wigglenet`)).length;
+    };
+    const start = (to: Host, protocol: "tcp" | "udp" | "icmp") =>
+      families.map((family) => lab.probe(pods[0], to, { family, protocol }));
+    const [ending, staying] = await Promise.all([
+      Promise.all([...start(node, "tcp"), ...start(node, "udp"), ...start(node, "icmp")]),
+      Promise.all([...start(pods[1], "tcp"), ...start(pods[1], "udp"), ...start(lab.outside, "udp")]),
+    ]);
+    await using capture = await lab.capture();
+    await node.namespace.ip(...link("add"));
+    await node.publishAddresses(others);
+    await until("the addresses to leave the tunnel", async () => (await tunnelled()) === 0);
+    const before = await Promise.all(ending.map((stream) => stream.count()));
+    await until("more packets to be sent", async () => {
+      const counts = await Promise.all(ending.map((stream) => stream.count()));
+      return counts.every((count, index) => count.sent > before[index]!.sent + 20);
+    });
+    for (const family of families)
+      for (const protocol of ["tcp", "udp"] as const)
+        expect(await lab.reach(pods[0], node, { family, protocol })).toMatchObject({
+          ok: true,
+          seen: client.addresses[family],
+        });
+    for (const stream of staying) expect(await stream.stop()).toMatchObject({ lost: 0 });
+    const after = await Promise.all(ending.map((stream) => stream.stop(0)));
+    // What was on its way when they were counted.
+    expect(after.filter((count, index) => count.received > before[index]!.received + 2)).toEqual([]);
+    expect(await capture.stop()).toEqual([]);
+    await node.publishAddresses(addresses);
+    await until("the addresses to be in the tunnel again", async () => (await tunnelled()) === 2);
+    await node.namespace.ip(...link("delete"));
+    expect(await lab.unreached([pods[0], node])).toEqual([]);
   });
 
   test.each(harms)("%s: repaired within a second", async (harm) => {
