@@ -223,7 +223,10 @@ describe.each([
     await node.publishAddresses(addresses);
     await until("the addresses to be in the tunnel again", async () => (await tunnelled()) === 2);
     await node.namespace.ip(...link("delete"));
-    expect(await lab.unreached([pods[0], node])).toEqual([]);
+    // A wireguard-go goes on with the address that it sent from for a moment.
+    await until("both to reach each other", async () => (await lab.unreached([pods[0], node])).length === 0, {
+      timeout: 20_000,
+    });
   });
 
   test.each(harms)("%s: repaired within a second", async (harm) => {

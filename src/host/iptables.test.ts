@@ -23,13 +23,13 @@ describe("from nothing", () => {
       *mangle
       :WIGGLENET-PREROUTING - [0:0]
       -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv4 src -m rpfilter --invert -j DROP
-      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m set --match-set WIGGLENET-own-ipv4 src -m conntrack --ctrepldst 10.1.0.0/24 -j MARK --set-xmark 0x1000000/0x1000000
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
       -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
       -I PREROUTING 1 -j WIGGLENET-PREROUTING
       :WIGGLENET-POSTROUTING - [0:0]
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-hosts-ipv4 dst -j DROP
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -m conntrack ! --ctrepldst 10.1.0.0/24 -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j DROP
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
@@ -44,6 +44,7 @@ describe("from nothing", () => {
       :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-unencrypted-ipv4 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
@@ -72,13 +73,13 @@ describe("from nothing", () => {
       -A WIGGLENET-PREROUTING -i veth+ -s fe80::/10 -j RETURN
       -A WIGGLENET-PREROUTING -i veth+ -s ::/128 -j RETURN
       -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv6 src -m rpfilter --invert -j DROP
-      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m set --match-set WIGGLENET-own-ipv6 src -m conntrack --ctrepldst fd00:1::/64 -j MARK --set-xmark 0x1000000/0x1000000
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
       -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
       -I PREROUTING 1 -j WIGGLENET-PREROUTING
       :WIGGLENET-POSTROUTING - [0:0]
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-hosts-ipv6 dst -j DROP
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
-      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -m conntrack ! --ctrepldst fd00:1::/64 -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j DROP
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
@@ -98,6 +99,7 @@ describe("from nothing", () => {
       :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-unencrypted-ipv6 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
@@ -126,7 +128,7 @@ describe("from nothing", () => {
       "several own pod CIDRs: a rule for each, and one that excludes them all",
       ["10.1.0.0/24", "10.7.0.0/16", "fd00:1::/64"],
       ["--ctrepldst 10.1.0.0/24", "--ctrepldst 10.7.0.0/16"],
-      "-m conntrack ! --ctrepldst 10.1.0.0/24 -m conntrack ! --ctrepldst 10.7.0.0/16 -j RETURN",
+      "-m conntrack ! --ctrepldst 10.1.0.0/24 -m conntrack ! --ctrepldst 10.7.0.0/16 -m set",
     ],
     [
       "none of this family: no mark",
@@ -140,7 +142,7 @@ describe("from nothing", () => {
       .flatMap((chain) => chain.rules)
       .filter((rule) => rule.includes("--ctdir ORIGINAL"));
     expect(rules.filter((rule) => rule.includes("-j MARK"))).toEqual(
-      marks.map((mark) => expect.stringContaining(`-m conntrack ${mark} -j MARK`)),
+      marks.map((mark) => expect.stringContaining(`-m conntrack ${mark} -m set`)),
     );
     expect(rules.filter((rule) => rule.endsWith("-j RETURN"))).toEqual([expect.stringContaining(pass)]);
   });
@@ -220,7 +222,7 @@ describe("what was listed", () => {
     ["iptables-nft", listedNft],
     ["iptables-legacy", listedLegacy],
   ])("%s -S: the fingerprints of what was loaded", (_, listed) => {
-    expect(both.length).toBe(20);
+    expect(both.length).toBe(22);
     expect(parseChain(listed)).toEqual(both);
   });
 

@@ -267,12 +267,13 @@ function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string
     ...(match.destinationTranslated === undefined
       ? []
       : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
+    ...(match.confirmed ? ["-m conntrack --ctstatus CONFIRMED"] : []),
     ...(match.established ? ["-m conntrack --ctstate RELATED,ESTABLISHED"] : []),
+    ...replies,
     ...(match.from ? [address(match.from, "src")] : []),
     ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),
     ...(match.to ? [address(match.to, "dst")] : []),
     ...(match.notTo ?? []).map((value) => address(value, "dst", "! ")),
-    ...replies,
     ...(match.icmpv6 === undefined ? [] : [`-p icmpv6 --icmpv6-type ${match.icmpv6}`]),
     ...(match.spoofed ? ["-m rpfilter --invert"] : []),
     `-j ${targets[verdict]}`,

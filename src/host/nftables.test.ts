@@ -51,12 +51,12 @@ test("the table, from nothing", () => {
     add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; elements = { 2001:db8:9::9 }; }
     add chain inet wigglenet prerouting { type filter hook prerouting priority -90; policy accept; }
     add rule inet wigglenet prerouting meta nfproto ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction original ip saddr @own-ipv4 ct reply ip daddr @own-ipv4 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction original ct reply ip daddr @own-ipv4 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
     add rule inet wigglenet prerouting meta nfproto ipv4 ct direction reply ct status & dnat == 0 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr ::/128 accept
     add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction original ip6 saddr @own-ipv6 ct reply ip6 daddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction original ct reply ip6 daddr @own-ipv6 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
     add rule inet wigglenet prerouting meta nfproto ipv6 ct direction reply ct status & dnat == 0 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
     add chain inet wigglenet input { type filter hook input priority 0; policy accept; }
     add rule inet wigglenet input meta nfproto ipv4 iifname "lo" accept
@@ -75,6 +75,7 @@ test("the table, from nothing", () => {
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip daddr @own-ipv4 ct reply ip daddr != @hosts-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ct state established,related ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
@@ -82,6 +83,7 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip6 daddr @own-ipv6 ct reply ip6 daddr != @hosts-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ct state established,related ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept
@@ -96,11 +98,11 @@ test("the table, from nothing", () => {
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ip saddr @own-ipv4 ip daddr @nodes-ipv4 ct reply ip daddr != @own-ipv4 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 ct reply ip6 daddr != @own-ipv6 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
     add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
@@ -137,6 +139,9 @@ describe("what nft listed", () => {
 
 describe("desired and observed → transaction", () => {
   const settled = (tweak: Tweak = {}) => settledRuleset(desired(tweak));
+  const rules = (settings: Tweak) =>
+    lines(desired(settings), undefined).filter((line) => line.includes(" wigglenet forward meta"));
+  const forward = (settings: Tweak) => ["flush chain inet wigglenet forward", ...rules(settings)];
   const pods = (...remotePodCidrs: string[]) => ({ remotePodCidrs });
   const masquerade = (rest = " fully-random") =>
     `add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade${rest}`;
@@ -195,13 +200,17 @@ describe("desired and observed → transaction", () => {
       "masquerade is switched off",
       { masquerade: { ipv4: false, ipv6: false } },
       settled(),
-      ["flush chain inet wigglenet srcnat"],
+      [...forward({ masquerade: { ipv4: false, ipv6: false } }), "flush chain inet wigglenet srcnat"],
     ],
     [
       "of one family alone, and not at random: rules are replaced",
       { masquerade: { ipv4: true, ipv6: false }, masqueradeRandomFully: false },
       settled(),
-      ["flush chain inet wigglenet srcnat", masquerade("")],
+      [
+        ...forward({ masquerade: { ipv4: true, ipv6: false } }),
+        "flush chain inet wigglenet srcnat",
+        masquerade(""),
+      ],
     ],
     [
       "another own pod CIDR: no rule changes",
@@ -216,9 +225,9 @@ describe("desired and observed → transaction", () => {
       "a chain was flushed",
       { masquerade: { ipv4: true, ipv6: false } },
       {
-        ...settled(),
+        ...settled({ masquerade: { ipv4: true, ipv6: false } }),
         chains: {
-          ...settled().chains,
+          ...settled({ masquerade: { ipv4: true, ipv6: false } }).chains,
           srcnat: { spec: "type nat hook postrouting priority 100; policy accept", fingerprints: [] },
         },
       },
@@ -273,9 +282,6 @@ describe("desired and observed → transaction", () => {
 
   const flowtable = { devices: ["eth0"], packets: 9 };
   const offload = "ct state established,related ip saddr @own-ipv4 ct packets > 9 flow add @fastpath";
-  const rules = (settings: Tweak) =>
-    lines(desired(settings), undefined).filter((line) => line.includes(" wigglenet forward meta"));
-
   test("flows are offloaded: the table is made anew, with a flow table before the rules that name it", () => {
     const all = lines(desired({ flowtable }), settled());
     expect(all.slice(0, 3)).toEqual([

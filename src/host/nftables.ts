@@ -87,18 +87,19 @@ function text({ family, match, verdict }: Rule): string {
     ...(match.notIn ? [`iifname != ${link(match.notIn)}`] : []),
     ...(match.out ? [`oifname ${link(match.out)}`] : []),
     ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
-    // Before the addresses, which cost a search each.
+    // First what says no at the least cost: each set is a search.
     ...(match.direction ? [`ct direction ${match.direction}`] : []),
     ...(match.destinationTranslated === undefined
       ? []
       : [`ct status & dnat ${match.destinationTranslated ? "!=" : "=="} 0`]),
+    ...(match.confirmed ? ["ct status & confirmed != 0"] : []),
     ...(match.established ? ["ct state established,related"] : []),
+    ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
+    ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),
     ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),
     ...(match.notFrom ?? []).map((value) => `${ip} saddr != ${address(value)}`),
     ...(match.to ? [`${ip} daddr ${address(match.to)}`] : []),
     ...(match.notTo ?? []).map((value) => `${ip} daddr != ${address(value)}`),
-    ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
-    ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),
     ...(match.packetsOver === undefined ? [] : [`ct packets > ${match.packetsOver}`]),
     ...(match.icmpv6 ? [`icmpv6 type ${match.icmpv6}`] : []),
     ...(match.spoofed ? ["fib saddr . iif oif missing"] : []),

@@ -170,6 +170,26 @@ test.each<[title: string, tweak: Partial<FirewallInput>, ipv4: string[], ipv6: s
   expect([linesOf(all, "ipv4", "srcnat"), linesOf(all, "ipv6", "srcnat")]).toEqual([ipv4, ipv6]);
 });
 
+test.each<[title: string, tweak: Partial<FirewallInput>, families: Family[]]>([
+  ["both", { masquerade: { ipv4: true, ipv6: true } }, ["ipv4", "ipv6"]],
+  ["none is masqueraded", {}, []],
+  ["one is routed natively", { masquerade: { ipv4: true, ipv6: true }, tunnelled: ["ipv6"] }, ["ipv6"]],
+])("flows to a node whose address left the tunnel: %s", (_, tweak, expected) => {
+  const all = firewall(input({ ...tweak, flowtable: { devices: [], packets: 1 } }));
+  for (const family of families) {
+    const forward = linesOf(all, family, "forward");
+    const at = forward.findIndex((each) => each.includes("confirmed"));
+    if (!expected.includes(family)) expect(at).toBe(-1);
+    else {
+      expect(forward[at]).toBe(
+        `forward: notOut wigglenet, direction original, confirmed, from @own, notFrom @hosts, repliesTo @own, repliesNotTo @hosts, ${notTo}: drop`,
+      );
+      // What is offloaded comes by no rule any more.
+      expect(at).toBeLessThan(forward.findIndex((each) => each.endsWith("offload")));
+    }
+  }
+});
+
 test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family, string[]>]>([
   ["both tunnelled", {}, { ipv4: ["mark", "drop", "pass"], ipv6: ["mark", "drop", "pass"] }],
   ["IPv6 alone", { tunnelled: ["ipv6"] }, { ipv4: [], ipv6: ["mark", "drop", "pass"] }],

@@ -39,6 +39,8 @@ export interface Conditions {
   destinationTranslated?: boolean;
   /** Part of a connection that there is, or an error about one. */
   established?: true;
+  /** Not the first packet of a connection. */
+  confirmed?: true;
   /** The connection has had more packets than this, both ways together. */
   packetsOver?: number;
   /** Number of an ICMPv6 type. */
@@ -97,6 +99,7 @@ export function firewall(input: FirewallInput): Firewall {
       const tunnelled = input.tunnelled.includes(family);
       return [
         ...(tunnelled ? [...noPlaintext(input.link, family), ...marks(family)] : []),
+        ...(tunnelled && input.masquerade[family] ? [departed(input.link, family)] : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
         ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
@@ -178,6 +181,26 @@ function marks(family: Family): Rule[] {
 }
 
 /**
+ * A flow to a node whose address has left the tunnel ends: it would go on in the clear with the pod's address, as its
+ * translation is decided by the first packet. What goes outside is masqueraded, so a flow that is not was in the tunnel.
+ */
+function departed(link: string, family: Family): Rule {
+  const match: Conditions = {
+    notOut: link,
+    direction: "original",
+    confirmed: true,
+    from: "@own",
+    notFrom: ["@hosts"],
+    repliesTo: "@own",
+    // A node's address may lie inside its pod CIDR, and what is masqueraded have it.
+    repliesNotTo: ["@hosts"],
+    notTo: notOutside,
+  };
+  // Where it precedes what offloads, past this chain.
+  return { hook: "forward", family, match, verdict: "drop" };
+}
+
+/**
  * Flows whose further packets go from link to link by the way that this one has, past all chains, until a route of
  * theirs changes. Decided by a packet of an own pod, whose way out is seen here; the way back, which the kernel looks up
  * by itself, without our mark, leads to that pod. What the tunnel does not carry is offloaded only where it need not.
@@ -212,12 +235,14 @@ function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
   ];
 }
 
+const notOutside: Addresses[] = ["@own", "@remote", "@nodes", "@keep"];
+
 /** Own pods' packets to what is neither a pod of the cluster nor a node behind its tunnel get the node's address. */
 function masquerade(family: Family, random: boolean): Rule {
   return {
     hook: "srcnat",
     family,
-    match: { from: "@own", notFrom: ["@hosts"], notTo: ["@own", "@remote", "@nodes", "@keep"] },
+    match: { from: "@own", notFrom: ["@hosts"], notTo: notOutside },
     // Ports at random: two CPUs' NAT else race for the same one (flannel#1004).
     verdict: random ? "masquerade-random" : "masquerade",
   };
