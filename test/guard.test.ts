@@ -219,7 +219,6 @@ describe.each([
     const after = await Promise.all(ending.map((stream) => stream.stop(0)));
     // What was on its way when they were counted.
     expect(after.filter((count, index) => count.received > before[index]!.received + 2)).toEqual([]);
-    expect(await capture.stop()).toEqual([]);
     await node.publishAddresses(addresses);
     await until("the addresses to be in the tunnel again", async () => (await tunnelled()) === 2);
     await node.namespace.ip(...link("delete"));
@@ -227,6 +226,25 @@ describe.each([
     await until("both to reach each other", async () => (await lab.unreached([pods[0], node])).length === 0, {
       timeout: 20_000,
     });
+    expect(await capture.stop()).toEqual([]);
+  });
+
+  test("a packet that belongs to no connection, which nobody masquerades, does not go outside", async () => {
+    const tcp = await Promise.all(
+      families.map((family) => lab.probe(pods[0], lab.outside, { family, protocol: "tcp" })),
+    );
+    await using capture = await lab.capture();
+    await nodes[0].namespace.sysctl({ "net.netfilter.nf_conntrack_tcp_loose": 0 });
+    for (const family of families)
+      await nodes[0].namespace.run(["conntrack", "-D", "-f", family, "-s", pods[0].addresses[family]!]);
+    const before = await Promise.all(tcp.map((stream) => stream.count()));
+    await until("TCP to send again what was not answered", async () => {
+      const counts = await Promise.all(tcp.map((stream) => stream.count()));
+      return counts.every((count, index) => count.retransmitted > before[index]!.retransmitted + 2);
+    });
+    await Promise.all(tcp.map((stream) => stream.stop(0)));
+    await nodes[0].namespace.sysctl({ "net.netfilter.nf_conntrack_tcp_loose": 1 });
+    expect(await capture.stop()).toEqual([]);
   });
 
   test.each(harms)("%s: repaired within a second", async (harm) => {

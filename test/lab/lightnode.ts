@@ -307,7 +307,8 @@ export class LightNode implements Host, AsyncDisposable {
       () => {
         if (this.#agent && !this.#agent.running)
           throw new Error(`the agent of ${this.name} has ended:\n${this.#agent.tail()}`);
-        return this.read(cniFile) !== undefined;
+        // After a power cut the file is there, and pods wait for the other.
+        return this.read(cniFile) !== undefined && this.read("/run/wigglenet/agent-in-sync") !== undefined;
       },
       {
         timeout,
