@@ -246,6 +246,8 @@ const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   "masquerade-random": "MASQUERADE --random-fully",
 };
 
+const states = { established: "RELATED,ESTABLISHED", invalid: "INVALID" };
+
 /**
  * A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. Where replies go
  * can be matched with a prefix, not with a set: a rule for each prefix of the set, or one that excludes them all.
@@ -268,7 +270,7 @@ function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string
       ? []
       : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
     ...(match.confirmed ? ["-m conntrack --ctstatus CONFIRMED"] : []),
-    ...(match.established ? ["-m conntrack --ctstate RELATED,ESTABLISHED"] : []),
+    ...(match.state ? [`-m conntrack --ctstate ${states[match.state]}`] : []),
     ...replies,
     ...(match.from ? [address(match.from, "src")] : []),
     ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),

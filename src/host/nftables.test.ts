@@ -76,6 +76,7 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip daddr @own-ipv4 ct reply ip daddr != @hosts-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ct state established,related ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
@@ -84,6 +85,7 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip6 daddr @own-ipv6 ct reply ip6 daddr != @hosts-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ct state established,related ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept

@@ -76,6 +76,8 @@ const verdicts: Record<Rule["verdict"], string> = {
   offload: `flow add @${flowtable.name}`,
 };
 
+const states = { established: "established,related", invalid: "invalid" };
+
 /** A rule as nft takes it. */
 function text({ family, match, verdict }: Rule): string {
   const address = (value: string) => (value.startsWith("@") ? `${value}-${family}` : value);
@@ -93,7 +95,7 @@ function text({ family, match, verdict }: Rule): string {
       ? []
       : [`ct status & dnat ${match.destinationTranslated ? "!=" : "=="} 0`]),
     ...(match.confirmed ? ["ct status & confirmed != 0"] : []),
-    ...(match.established ? ["ct state established,related"] : []),
+    ...(match.state ? [`ct state ${states[match.state]}`] : []),
     ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
     ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),
     ...(match.from ? [`${ip} saddr ${address(match.from)}`] : []),

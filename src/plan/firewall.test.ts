@@ -101,7 +101,7 @@ describe("what the filter adds, at forward", () => {
 
   test("IPv4", () => {
     expect(added("ipv4")).toMatchInlineSnapshot(`
-      "forward: to @own, established: pass
+      "forward: to @own, state established: pass
       forward: to @own, destinationTranslated: pass
       forward: to @own, in veth+: pass
       forward: to @own, in wigglenet: pass
@@ -111,7 +111,7 @@ describe("what the filter adds, at forward", () => {
 
   test("IPv6: the errors of RFC 4890, and echo", () => {
     expect(added("ipv6")).toMatchInlineSnapshot(`
-      "forward: to @own, established: pass
+      "forward: to @own, state established: pass
       forward: to @own, destinationTranslated: pass
       forward: to @own, in veth+: pass
       forward: to @own, icmpv6 1: pass
@@ -127,7 +127,7 @@ describe("what the filter adds, at forward", () => {
 
   test("routed natively: nodes and their pods by address", () => {
     expect(added("ipv4", { tunnelled: ["ipv6"], native: ["192.0.2.1"] })).toMatchInlineSnapshot(`
-      "forward: to @own, established: pass
+      "forward: to @own, state established: pass
       forward: to @own, destinationTranslated: pass
       forward: to @own, in veth+: pass
       forward: to @own, from @own: pass
@@ -178,14 +178,16 @@ test.each<[title: string, tweak: Partial<FirewallInput>, families: Family[]]>([
   const all = firewall(input({ ...tweak, flowtable: { devices: [], packets: 1 } }));
   for (const family of families) {
     const forward = linesOf(all, family, "forward");
-    const at = forward.findIndex((each) => each.includes("confirmed"));
+    const at = forward.findIndex((each) => each.startsWith("forward: notOut"));
     if (!expected.includes(family)) expect(at).toBe(-1);
     else {
-      expect(forward[at]).toBe(
-        `forward: notOut wigglenet, direction original, confirmed, from @own, notFrom @hosts, repliesTo @own, repliesNotTo @hosts, ${notTo}: drop`,
-      );
+      const outside = `notOut wigglenet, from @own, notFrom @hosts, ${notTo}`;
+      expect(forward.slice(at, at + 2)).toEqual([
+        `forward: ${outside}, direction original, confirmed, repliesTo @own, repliesNotTo @hosts: drop`,
+        `forward: ${outside}, state invalid: drop`,
+      ]);
       // What is offloaded comes by no rule any more.
-      expect(at).toBeLessThan(forward.findIndex((each) => each.endsWith("offload")));
+      expect(at + 1).toBeLessThan(forward.findIndex((each) => each.endsWith("offload")));
     }
   }
 });
@@ -217,8 +219,8 @@ test("offload: own pods' flows, into the tunnel or to where it does not lead", (
   const tunnelled = firewall(input({ flowtable }));
   expect(tunnelled.devices).toEqual(["eth0", "veth1"]);
   expect(linesOf(tunnelled, "ipv6").filter((line) => line.endsWith("offload"))).toEqual([
-    "forward: from @own, established, packetsOver 128, in veth+, out wigglenet: offload",
-    "forward: from @own, established, packetsOver 128, in veth+, notTo @remote,@nodes: offload",
+    "forward: from @own, state established, packetsOver 128, in veth+, out wigglenet: offload",
+    "forward: from @own, state established, packetsOver 128, in veth+, notTo @remote,@nodes: offload",
   ]);
   // After what drops, and before what lets pass: a packet that passes is asked.
   const verdicts = firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } }))
@@ -227,7 +229,7 @@ test("offload: own pods' flows, into the tunnel or to where it does not lead", (
   expect(verdicts.slice(0, 5)).toEqual(["drop", "drop", "offload", "offload", "pass"]);
   // Where the underlay routes pods, whatever their links are called.
   expect(linesOf(firewall(input({ flowtable, tunnelled: [] })), "ipv4")).toEqual([
-    "forward: from @own, established, packetsOver 128: offload",
+    "forward: from @own, state established, packetsOver 128: offload",
   ]);
   expect(firewall(input()).devices).toBeUndefined();
 });

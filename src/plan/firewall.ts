@@ -37,8 +37,8 @@ export interface Conditions {
   repliesTo?: `@${SetName}`;
   repliesNotTo?: `@${SetName}`[];
   destinationTranslated?: boolean;
-  /** Part of a connection that there is, or an error about one. */
-  established?: true;
+  /** Part of a connection that there is, or an error about one; or of none that there could be. */
+  state?: "established" | "invalid";
   /** Not the first packet of a connection. */
   confirmed?: true;
   /** The connection has had more packets than this, both ways together. */
@@ -99,7 +99,7 @@ export function firewall(input: FirewallInput): Firewall {
       const tunnelled = input.tunnelled.includes(family);
       return [
         ...(tunnelled ? [...noPlaintext(input.link, family), ...marks(family)] : []),
-        ...(tunnelled && input.masquerade[family] ? [departed(input.link, family)] : []),
+        ...(tunnelled && input.masquerade[family] ? departed(input.link, family) : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
         ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
@@ -183,21 +183,17 @@ function marks(family: Family): Rule[] {
 /**
  * A flow to a node whose address has left the tunnel ends: it would go on in the clear with the pod's address, as its
  * translation is decided by the first packet. What goes outside is masqueraded, so a flow that is not was in the tunnel.
+ * Nor is it of use outside if it is of no connection: then nothing translates it (kubernetes#74839).
  */
-function departed(link: string, family: Family): Rule {
-  const match: Conditions = {
-    notOut: link,
-    direction: "original",
-    confirmed: true,
-    from: "@own",
-    notFrom: ["@hosts"],
-    repliesTo: "@own",
+function departed(link: string, family: Family): Rule[] {
+  const outside: Conditions = { notOut: link, from: "@own", notFrom: ["@hosts"], notTo: notOutside };
+  const matches: Conditions[] = [
     // A node's address may lie inside its pod CIDR, and what is masqueraded have it.
-    repliesNotTo: ["@hosts"],
-    notTo: notOutside,
-  };
-  // Where it precedes what offloads, past this chain.
-  return { hook: "forward", family, match, verdict: "drop" };
+    { ...outside, direction: "original", confirmed: true, repliesTo: "@own", repliesNotTo: ["@hosts"] },
+    { ...outside, state: "invalid" },
+  ];
+  // Where they precede what offloads, past this chain.
+  return matches.map((match) => ({ hook: "forward", family, match, verdict: "drop" }));
 }
 
 /**
@@ -206,7 +202,7 @@ function departed(link: string, family: Family): Rule {
  * by itself, without our mark, leads to that pod. What the tunnel does not carry is offloaded only where it need not.
  */
 function offload(link: string, family: Family, tunnelled: boolean, packetsOver: number): Rule[] {
-  const from: Conditions = { from: "@own", established: true, packetsOver };
+  const from: Conditions = { from: "@own", state: "established", packetsOver };
   const matches: Conditions[] = tunnelled
     ? [
         { ...from, in: podLinks, out: link },
@@ -219,7 +215,7 @@ function offload(link: string, family: Family, tunnelled: boolean, packetsOver: 
 /** New connections to own pods from outside of the cluster: what counts is the way in, not the address. */
 function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
   const passing: Conditions[] = [
-    { established: true },
+    { state: "established" },
     // What a Service, or a hostPort, led here.
     { destinationTranslated: true },
     { in: podLinks },
