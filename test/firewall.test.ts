@@ -224,6 +224,6 @@ test.each([
   node.startAgent();
   await node.inSync();
   const warnings = node.agentLog().filter((line) => String(line.msg).includes("have it accept the UDP port"));
-  expect(warnings).toEqual([expect.objectContaining({ level: "warn", what, port: 24601 })]);
+  expect(warnings).toEqual([expect.objectContaining({ level: "warn", chains: [what], port: 24601 })]);
   await run("-P INPUT ACCEPT", `-D ${established}`);
 });

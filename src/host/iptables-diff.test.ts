@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { families } from "../plan/address.ts";
 import { accepting, type Tweak, text, wanted, wantedSets } from "./fixtures/iptables.ts";
 import {
   type Chain,
@@ -98,8 +99,8 @@ describe("chains: desired and observed → iptables-restore", () => {
     ...settled(),
     [name]: { fingerprints: [], jump: false, ...settled()[name], ...tweak },
   });
-  const rules = (name: string) => {
-    const chain = wanted().find((each) => `${each.family} ${each.table} ${each.chain}` === name);
+  const rules = (name: string, tweak: Tweak = {}) => {
+    const chain = wanted(tweak).find((each) => `${each.family} ${each.table} ${each.chain}` === name);
     return (chain?.rules ?? []).map((rule) => `-A ${chain?.chain} ${rule}`);
   };
   const restore = (program: string, table: string, ...changes: string[]) => [
@@ -154,10 +155,14 @@ describe("chains: desired and observed → iptables-restore", () => {
       "masquerade is switched off: an empty chain",
       wanted({ masquerade: off }),
       settled(),
-      [
-        ...restore("iptables", "nat", ":WIGGLENET-SRCNAT - [0:0]"),
-        ...restore("ip6tables", "nat", ":WIGGLENET-SRCNAT - [0:0]"),
-      ],
+      families.flatMap((family) => {
+        const program = family === "ipv4" ? "iptables" : "ip6tables";
+        const forward = rules(`${family} filter WIGGLENET-FILTER`, { masquerade: off });
+        return [
+          ...restore(program, "filter", ":WIGGLENET-FILTER - [0:0]", ...forward),
+          ...restore(program, "nat", ":WIGGLENET-SRCNAT - [0:0]"),
+        ];
+      }),
     ],
     [
       "FORWARD drops: last of all, what is not ours is others'",
