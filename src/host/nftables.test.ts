@@ -39,12 +39,12 @@ test("the table, from nothing", () => {
     add set inet wigglenet own-ipv6 { type ipv6_addr; flags interval; elements = { fd00:1::/64 }; }
     add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.1.0/24, 10.1.2.7 }; }
     add set inet wigglenet remote-ipv6 { type ipv6_addr; flags interval; elements = { fd00:1:0:1::/64 }; }
-    add set inet wigglenet hosts-ipv4 { type ipv4_addr; flags interval; }
-    add set inet wigglenet hosts-ipv6 { type ipv6_addr; flags interval; }
-    add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }
-    add set inet wigglenet nodes-ipv6 { type ipv6_addr; flags interval; elements = { 2001:db8::1 }; }
-    add set inet wigglenet native-ipv4 { type ipv4_addr; flags interval; }
-    add set inet wigglenet native-ipv6 { type ipv6_addr; flags interval; }
+    add set inet wigglenet hosts-ipv4 { type ipv4_addr; }
+    add set inet wigglenet hosts-ipv6 { type ipv6_addr; }
+    add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.1 }; }
+    add set inet wigglenet nodes-ipv6 { type ipv6_addr; elements = { 2001:db8::1 }; }
+    add set inet wigglenet native-ipv4 { type ipv4_addr; }
+    add set inet wigglenet native-ipv6 { type ipv6_addr; }
     add set inet wigglenet unencrypted-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.1.0/24 }; }
     add set inet wigglenet unencrypted-ipv6 { type ipv6_addr; flags interval; }
     add set inet wigglenet keep-ipv4 { type ipv4_addr; flags interval; elements = { 172.20.0.0/16 }; }
@@ -153,7 +153,7 @@ describe("desired and observed → transaction", () => {
       "a node joins",
       { nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] },
       settled(),
-      ["add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.2 }; }"],
+      ["add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.2 }; }"],
     ],
     [
       "the last node of a family leaves",
@@ -167,7 +167,7 @@ describe("desired and observed → transaction", () => {
       settled({ nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] }),
       [
         "flush set inet wigglenet nodes-ipv4",
-        "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
+        "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.1 }; }",
       ],
     ],
     [
@@ -306,12 +306,12 @@ describe("desired and observed → transaction", () => {
       "flush chain inet wigglenet forward",
       "delete flowtable inet wigglenet fastpath",
       "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
-      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.2 }; }",
+      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.2 }; }",
       ...rules(settings),
     ]);
     expect(lines(desired({ flowtable }), settled(settings))).toEqual([
       "flush set inet wigglenet nodes-ipv4",
-      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
+      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.1 }; }",
     ]);
   });
 
@@ -359,8 +359,6 @@ describe("desired and observed → transaction", () => {
     const nodes = Array.from({ length: 5_000 }, (_, n) => `172.16.${n >> 8}.${n & 255}`);
     expect(diffRuleset(desired({ nodes }), undefined)).toHaveLength(1);
     const one = lines(desired({ nodes: [...nodes, "192.0.2.1"] }), settled({ nodes }));
-    expect(one).toEqual([
-      "add set inet wigglenet nodes-ipv4 { type ipv4_addr; flags interval; elements = { 192.0.2.1 }; }",
-    ]);
+    expect(one).toEqual(["add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.1 }; }"]);
   });
 });

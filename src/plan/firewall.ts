@@ -17,6 +17,8 @@ export type Hook = (typeof hooks)[number];
 /** Sets whose members come and go with the cluster; one for each family, so that the rules never change. */
 export const setNames = ["own", "remote", "hosts", "nodes", "native", "unencrypted", "keep"] as const;
 export type SetName = (typeof setNames)[number];
+/** Those whose members are addresses, and never prefixes. */
+export const addressSets: ReadonlySet<SetName> = new Set(["hosts", "nodes", "native"]);
 
 /** A prefix, or a set. */
 type Addresses = `@${SetName}` | `${string}/${number}`;
