@@ -5,6 +5,7 @@
 import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Family } from "../../src/plan/address.ts";
+import { gatePath } from "../../src/plan/cni.ts";
 import type { Api, Node } from "./api.ts";
 import { tool } from "./cache.ts";
 import type { ControlPlane } from "./controlplane.ts";
@@ -300,15 +301,16 @@ export class LightNode implements Host, AsyncDisposable {
       });
   }
 
-  /** Waits for the CNI file, which the agent writes once the node is ready for pods. */
+  /** Waits until pods can start: for the CNI file, and the file that its pods wait for. The agent makes both. */
   async ready(timeout = 15_000): Promise<void> {
     await until(
       `the CNI file of ${this.name}`,
       () => {
         if (this.#agent && !this.#agent.running)
           throw new Error(`the agent of ${this.name} has ended:\n${this.#agent.tail()}`);
-        // After a power cut the file is there, and pods wait for the other.
-        return this.read(cniFile) !== undefined && this.read("/run/wigglenet/agent-in-sync") !== undefined;
+        // After a reboot the file is there from before; its pods start once what it waits for is there too.
+        const content = this.read(cniFile);
+        return content !== undefined && (!content.includes(gatePath) || this.read(gatePath) !== undefined);
       },
       {
         timeout,
