@@ -1,6 +1,7 @@
 /** A flow with a Service keeps its way: of every sort, by every kube-proxy, from everywhere, and none in the clear. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { clearTraffic } from "./lab/clear.ts";
+import { podRanges } from "./lab/controlplane.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
@@ -36,7 +37,7 @@ beforeAll(async () => {
     nodes: kinds.map(([firewall]) => ({
       env: { FIREWALL_BACKEND: firewall === "nftables" ? firewall : "iptables" },
     })),
-    env: { FILTER_IPV4: "1", FILTER_IPV6: "1" },
+    env: { FILTER_IPV4: "1", FILTER_IPV6: "1", RESYNC_PERIOD: "5" },
     agents: false,
   });
   nodes = lab.nodes;
@@ -100,6 +101,83 @@ describe.each([...policies])("policy %s", (policy) => {
       flowsWithin(nodes, service.node, service.backend, service),
     );
     expect(await broken(nodes, flows)).toEqual([]);
+  });
+});
+
+/** Pods' packets, translated by another program before our own rule for them is asked. */
+const translations: [what: string, rules: (node: LightNode) => [add: string, remove: string]][] = [
+  [
+    "MASQUERADE of iptables",
+    () => {
+      const rule = "-t nat %s POSTROUTING -s %p -j MASQUERADE";
+      const lines = (verb: string) =>
+        [`iptables ${rule.replace("%p", podRanges.ipv4)}`, `ip6tables ${rule.replace("%p", podRanges.ipv6)}`]
+          .map((line) => line.replace("%s", verb))
+          .join("; ");
+      return [lines("-I"), lines("-D")];
+    },
+  ],
+  [
+    "masquerade of nftables",
+    () => [
+      `nft -f - <<'END'
+        table inet foreign {
+          chain postrouting {
+            type nat hook postrouting priority 50;
+            ip saddr ${podRanges.ipv4} masquerade
+            ip6 saddr ${podRanges.ipv6} masquerade
+          }
+        }
+END`,
+      "nft delete table inet foreign",
+    ],
+  ],
+  [
+    "SNAT to the node's own address",
+    ({ addresses: { ipv4, ipv6 } }) => [
+      `nft -f - <<'END'
+        table inet foreign {
+          chain postrouting {
+            type nat hook postrouting priority 50;
+            ip saddr ${podRanges.ipv4} snat ip to ${ipv4}
+            ip6 saddr ${podRanges.ipv6} snat ip6 to ${ipv6}
+          }
+        }
+END`,
+      "nft delete table inet foreign",
+    ],
+  ],
+];
+
+describe.each(translations)("%s for pods' packets, by another program", (what, rules) => {
+  const run = (which: 0 | 1) => () =>
+    Promise.all(nodes.map((node) => node.namespace.run(["/bin/sh", "-ec", rules(node)[which]])));
+  beforeAll(run(0));
+  afterAll(run(1));
+
+  test("pods reach pods, nodes and what is outside, and every Service", async () => {
+    const direct = clients.flatMap((client) =>
+      [...backends, ...nodes, lab.outside].map((host) => ({
+        client,
+        target: host.name,
+        addresses: host.addresses,
+        port: 7,
+      })),
+    );
+    const byServices = clients.flatMap((client, index) =>
+      [...of("Cluster", "pod"), ...of("Cluster", "node")].flatMap((service) =>
+        flowsWithin(nodes, nodes[index]!, client, service),
+      ),
+    );
+    expect(await broken(nodes, [...direct, ...byServices])).toEqual([]);
+  });
+
+  test(`is ${what.startsWith("SNAT") ? "" : "not "}named, as what takes packets out of the tunnel`, async () => {
+    const named = (node: LightNode) =>
+      node.agentLog().filter((line) => line.topic === "pods' packets outside of the tunnel").length;
+    if (!what.startsWith("SNAT")) return expect(nodes.map(named)).toEqual(nodes.map(() => 0));
+    await using _ = await lab.probe(clients[0]!, nodes[1]!);
+    await until("the agent of n1 to name it", () => named(nodes[0]!) > 0, { timeout: 15_000 });
   });
 });
 

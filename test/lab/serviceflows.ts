@@ -127,7 +127,7 @@ export function flowsFromOutside(nodes: readonly LightNode[], client: Host, serv
 /** Of each protocol, messages with pauses between them: a flow that changes its way breaks at the second. */
 const talks = [
   { protocol: "tcp", messages: 3, interval: 300 },
-  { protocol: "udp", messages: 20, interval: 100 },
+  { protocol: "udp", messages: 20, interval: 50 },
 ] as const;
 
 /**
