@@ -15,10 +15,11 @@ import {
   nodesIn,
   type ObservedFirewall,
   observeFirewall,
+  passedIn,
   settledFirewall,
 } from "./host/firewall.ts";
 import { diffDevices, observeDevices } from "./host/flowtable.ts";
-import { reportForeign } from "./host/foreign.ts";
+import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
@@ -51,6 +52,7 @@ export class Host {
   readonly #hands: Hands;
   readonly #publicKey: string | null;
   readonly #findings: Findings;
+  readonly #translated: TranslatedPackets;
   readonly #log: Logger;
 
   // Undefined: to be observed.
@@ -91,6 +93,7 @@ export class Host {
     this.#hands = options.hands;
     this.#publicKey = options.publicKey;
     this.#findings = options.findings;
+    this.#translated = new TranslatedPackets(options.findings);
     this.#log = options.log;
     this.#failures = new Failures(options.log);
   }
@@ -336,6 +339,7 @@ export class Host {
     const observed = this.#firewall ?? (await observeFirewall(backend));
     this.#firewall = undefined;
     reportForeign(this.#findings, observed, this.#config.port);
+    this.#translated.report(passedIn(backend, observed));
     const commands = diffFirewall(backend, firewall, observed);
     this.#untold += commands.filter(isTold).length;
     this.#echoUntil = performance.now() + echo;

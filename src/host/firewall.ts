@@ -169,6 +169,16 @@ export function nodesIn(backend: Backend, observed: ObservedFirewall): string[] 
   );
 }
 
+/** Packets of own pods that went to nodes outside of the tunnel, translated; undefined if it was not looked at. */
+export function passedIn(backend: Backend, { ruleset, chains }: ObservedFirewall): number | undefined {
+  if (backend === "nftables") return ruleset?.passed;
+  const variant = backend === "iptables-nft" ? chains.nft : chains.legacy;
+  return Object.values(variant ?? {}).reduce<number | undefined>(
+    (sum, chain) => (chain?.passed === undefined ? sum : (sum ?? 0) + chain.passed),
+    undefined,
+  );
+}
+
 function wantedChains(
   variant: Variant,
   backend: Backend,

@@ -32,3 +32,34 @@ export function reportForeign(
       : undefined,
   );
 }
+
+/**
+ * Names what takes pods' packets out of the tunnel, by what our own rule has counted: to look for such a rule would be to
+ * read all of others' rules, however many there are.
+ */
+export class TranslatedPackets {
+  readonly #findings: Findings;
+  #before: number | undefined;
+
+  constructor(findings: Findings) {
+    this.#findings = findings;
+  }
+
+  /** @param passed packets so far, fewer after the rule was made anew; undefined if nobody has looked since */
+  report(passed: number | undefined): void {
+    if (passed === undefined) return;
+    const more = passed - (this.#before ?? passed);
+    this.#before = passed;
+    this.#findings.report(
+      "pods' packets outside of the tunnel",
+      more > 0
+        ? {
+            severity: "warning",
+            message:
+              "pods' packets to other nodes leave with this node's own address as their source, outside of the tunnel and not encrypted: exempt the nodes' addresses from the SNAT rule that translates them; connections that are older than the other node's tunnel do so until they end",
+            context: { packets: more },
+          }
+        : undefined,
+    );
+  }
+}

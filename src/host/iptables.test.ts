@@ -7,6 +7,7 @@ import {
   observeChains,
   observeSets,
   parseChain,
+  parsePassed,
   parseSets,
   settledChains,
   variants,
@@ -239,6 +240,16 @@ describe("what was listed", () => {
     ["a comment of another's", '-A X -m comment --comment "not wigglenet: 4f42e499a137" -j ACCEPT\n', [""]],
   ])("a chain: %s", (_, listing, fingerprints) => {
     expect(parseChain(listing)).toEqual(fingerprints);
+  });
+
+  test("packets that were counted as they passed", () => {
+    const lines = [
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:1" -m conntrack --ctdir REPLY --ctstate DNAT -c 9 900 -j RETURN',
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:2" -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst 10.1.0.0/24 -c 7 700 -j RETURN',
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:3" -m conntrack --ctdir ORIGINAL -c 5 500 -j DROP',
+    ];
+    expect(parsePassed(`-N X\n${lines.join("\n")}\n`)).toBe(7);
+    expect(parseChain(lines.join("\n"))).toHaveLength(3);
   });
 
   const header = listedSet.split("\n")[0];

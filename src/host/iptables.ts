@@ -49,7 +49,11 @@ const nftFamily: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
 export type Chain = Place & { family: Family; rules: string[] };
 
 /** The chains of ours that are there, of one variant, by `chainKey`; undefined without the chain. */
-export type ObservedChains = Record<string, { fingerprints: string[]; jump: boolean } | undefined>;
+export type ObservedChains = Record<
+  string,
+  /** `passed`: packets that the rules have counted which let pass; undefined if it is not known. */
+  { fingerprints: string[]; jump: boolean; passed?: number } | undefined
+>;
 
 /** Members of our sets by name, which both variants share; undefined without the set. */
 export type ObservedSets = Record<string, string[] | undefined>;
@@ -98,9 +102,11 @@ export async function observeChains(variant: Variant, known?: ReadonlySet<string
     // Asked for first: it says plainly that there is no such chain.
     const jump = await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`);
     if (jump === "absent") return undefined;
+    const listing = await answer($`${program} -w 10 -t ${table} -v -S ${chain}`);
     return {
-      fingerprints: parseChain(await answer($`${program} -w 10 -t ${table} -S ${chain}`)),
+      fingerprints: parseChain(listing),
       jump: jump !== "no rule",
+      passed: parsePassed(listing),
     };
   };
   const entries = families.flatMap((family) =>
@@ -123,6 +129,12 @@ export async function observeSets(): Promise<ObservedSets> {
   // It ends well all the same.
   if (gone.length > 0) throw new Error(`ipset did not show ${gone.join(", ")}, which it had listed`);
   return observed;
+}
+
+/** What `iptables -v -S CHAIN` says of the rules that count what they let pass: those of connections' own direction. */
+export function parsePassed(listing: string): number {
+  const counts = listing.matchAll(/ --ctdir ORIGINAL .*-c (\d+) \d+ -j RETURN$/gm);
+  return [...counts].reduce((sum, [, packets]) => sum + Number(packets), 0);
 }
 
 /** The fingerprints of `iptables -S CHAIN`, rule by rule. */
@@ -240,6 +252,7 @@ export async function droppingPolicies(variant: Variant): Promise<string[]> {
 const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   // Others' rules have their say.
   pass: "RETURN",
+  count: "RETURN",
   drop: "DROP",
   mark: `MARK --set-xmark ${markBit}/${markBit}`,
   masquerade: "MASQUERADE",

@@ -100,11 +100,11 @@ test("the table, from nothing", () => {
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
+    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter accept
     add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
+    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter accept
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
     add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
@@ -114,8 +114,15 @@ test("the table, from nothing", () => {
 
 describe("what nft listed", () => {
   test("of what was loaded: nothing is left to do", () => {
-    expect(parseRuleset(listed)).toEqual(settledRuleset(desired()));
+    expect(parseRuleset(listed)).toEqual({ ...settledRuleset(desired()), passed: 0 });
     expect(diffRuleset(desired(), parseRuleset(listed))).toEqual([]);
+  });
+
+  test("packets that were counted as they passed, of both families, and not those that were dropped", () => {
+    const counted = listed
+      .replaceAll(/("packets": )0(, "bytes": 0}}, {"accept")/g, "$17$2")
+      .replaceAll('"packets": 0', '"packets": 100');
+    expect(parseRuleset(counted).passed).toBe(7 + 7);
   });
 
   test("the order of a listing is the kernel's", () => {
@@ -332,6 +339,7 @@ describe("desired and observed → transaction", () => {
         sets: {},
         chains: {},
         others: [],
+        passed: 0,
       });
       expect(parseDevices(listing({ flowtable: { ...listed, ...(dev && { dev }) } }))).toEqual(
         dev === undefined ? [] : [dev].flat(),

@@ -41,6 +41,8 @@ export interface ObservedRuleset {
   chains: Record<string, { spec: string; fingerprints: string[] }>;
   /** Kinds of objects in the table that are neither: none of them is ours. */
   others: string[];
+  /** Packets that the rules have counted which let pass; undefined if it is not known. */
+  passed?: number;
 }
 
 const keyword: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
@@ -79,6 +81,7 @@ export function ruleset({ rules, sets, devices }: Firewall): Ruleset {
 
 const verdicts: Record<Rule["verdict"], string> = {
   pass: "accept",
+  count: "counter accept",
   drop: "counter drop",
   mark: `meta mark set meta mark or ${markBit}`,
   masquerade: "masquerade",
@@ -138,7 +141,7 @@ interface NftListing {
   nftables: {
     set?: { name: string; type: string; flags?: string[]; elem?: NftValue[] };
     chain?: { name: string; type?: string; hook?: string; prio?: number; policy?: string };
-    rule?: { chain: string; comment?: string };
+    rule?: { chain: string; comment?: string; expr?: { counter?: { packets: number }; accept?: null }[] };
     flowtable?: { name: string; hook: string; prio: number };
     [other: string]: unknown;
   }[];
@@ -146,7 +149,7 @@ interface NftListing {
 
 /** Parses `nft -j list table inet wigglenet`. */
 export function parseRuleset(output: string): ObservedRuleset {
-  const result: ObservedRuleset = { flowtables: {}, sets: {}, chains: {}, others: [] };
+  const result = { flowtables: {}, sets: {}, chains: {}, others: [], passed: 0 } as Required<ObservedRuleset>;
   for (const { set, chain, rule, flowtable, metainfo, table, ...others } of (JSON.parse(output) as NftListing)
     .nftables) {
     result.others.push(...Object.keys(others));
@@ -160,7 +163,12 @@ export function parseRuleset(output: string): ObservedRuleset {
       };
     } else if (flowtable)
       result.flowtables[flowtable.name] = `hook ${flowtable.hook} priority ${flowtable.prio}`;
-    else if (rule) result.chains[rule.chain]?.fingerprints.push(rule.comment ?? "");
+    else if (rule) {
+      result.chains[rule.chain]?.fingerprints.push(rule.comment ?? "");
+      const { expr = [] } = rule;
+      if (expr.some((each) => "accept" in each))
+        for (const { counter } of expr) result.passed += counter?.packets ?? 0;
+    }
   }
   return result;
 }

@@ -52,7 +52,7 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
     forward: from @own, notFrom @hosts, notIn veth+: drop
     postrouting: notOut wigglenet, from @own, to @nodes, direction reply, destinationTranslated: pass
-    postrouting: notOut wigglenet, from @own, to @nodes, direction original, repliesNotTo @own: pass
+    postrouting: notOut wigglenet, from @own, to @nodes, direction original, repliesNotTo @own: count
     postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
     input: in lo: pass
     input: from @own, notFrom @hosts, notIn veth+: drop
@@ -193,8 +193,12 @@ test.each<[title: string, tweak: Partial<FirewallInput>, families: Family[]]>([
 });
 
 test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family, string[]>]>([
-  ["both tunnelled", {}, { ipv4: ["mark", "drop", "pass"], ipv6: ["mark", "drop", "pass"] }],
-  ["IPv6 alone", { tunnelled: ["ipv6"] }, { ipv4: [], ipv6: ["mark", "drop", "pass"] }],
+  [
+    "both tunnelled",
+    {},
+    { ipv4: ["count", "mark", "drop", "pass"], ipv6: ["count", "mark", "drop", "pass"] },
+  ],
+  ["IPv6 alone", { tunnelled: ["ipv6"] }, { ipv4: [], ipv6: ["count", "mark", "drop", "pass"] }],
   ["both routed natively, or FIREWALL_ONLY", { tunnelled: [] }, { ipv4: [], ipv6: [] }],
   [
     "routed natively, with a filter",

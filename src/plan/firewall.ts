@@ -55,8 +55,11 @@ export interface Rule {
   hook: Hook;
   family: Family;
   match: Conditions;
-  /** `pass`: none of our further rules in this hook is asked; others' are. `offload` decides nothing for this packet. */
-  verdict: "pass" | "drop" | "mark" | "masquerade" | "masquerade-random" | "offload";
+  /**
+   * `pass`: none of our further rules in this hook is asked; others' are. With `count`, how many did so can be read.
+   * `offload` decides nothing for this packet.
+   */
+  verdict: "pass" | "count" | "drop" | "mark" | "masquerade" | "masquerade-random" | "offload";
 }
 
 export interface Firewall {
@@ -122,7 +125,7 @@ export function firewall(input: FirewallInput): Firewall {
 
 /** A packet between pods, or between a pod and a node, of different nodes is in the tunnel or nowhere. */
 function noPlaintext(link: string, family: Family): Rule[] {
-  const rule = (hook: Hook, verdict: "pass" | "drop", match: Conditions): Rule => ({
+  const rule = (hook: Hook, verdict: "pass" | "count" | "drop", match: Conditions): Rule => ({
     hook,
     family,
     match,
@@ -142,7 +145,7 @@ function noPlaintext(link: string, family: Family): Rule[] {
     rule("forward", "drop", { from: "@remote", notFrom: ["@hosts", "@unencrypted"], notIn: link }),
     // What claims to be an own pod comes from one.
     rule("forward", "drop", { from: "@own", notFrom: ["@hosts"], notIn: podLinks }),
-    // Replies of translated connections, and flows with a node's address as their source, go the way they came.
+    // Replies of translated connections go the way they came.
     rule("postrouting", "pass", {
       notOut: link,
       from: "@own",
@@ -150,7 +153,8 @@ function noPlaintext(link: string, family: Family): Rule[] {
       direction: "reply",
       destinationTranslated: true,
     }),
-    rule("postrouting", "pass", {
+    // Flows with a node's address as their source: masqueraded before the tunnel stood, or translated by others.
+    rule("postrouting", "count", {
       notOut: link,
       from: "@own",
       to: "@nodes",

@@ -132,27 +132,28 @@ const talks = [
 
 /**
  * Has all flows at once, by both families. What was not answered in full, one line each. On a busy machine a node's
- * wireguard-go may not run for so long that the kernel drops what came for it: then all is tried again.
+ * wireguard-go may not run for so long that the kernel drops what came for it: then what suffered is tried again.
  */
 export async function broken(nodes: readonly LightNode[], flows: readonly Flow[]): Promise<string[]> {
+  let talking = flows.flatMap((flow) =>
+    families.flatMap((family) => talks.map((talk) => ({ flow, family, talk }))),
+  );
   for (let attempt = 1; ; attempt++) {
     const before = await droppedBySockets(nodes);
-    const lines = await unanswered(flows);
-    if (lines.length === 0 || attempt === 3 || (await droppedBySockets(nodes)) === before) return lines;
+    const all = talking.map(async (each) => {
+      const { client, addresses, port } = each.flow;
+      const address = addresses[each.family]!;
+      return { ...each, reached: await client.place.talk({ ...each.talk, address, port }) };
+    });
+    const failed = (await Promise.all(all)).filter(({ reached }) => !reached.ok);
+    if (failed.length > 0 && attempt < 4 && (await droppedBySockets(nodes)) > before) {
+      talking = failed;
+      continue;
+    }
+    return failed.map(({ flow: { client, target }, family, talk: { protocol }, reached }) =>
+      [`${client.name} -> ${target}`, protocol, family, reached.ok || reached.reason].join(", "),
+    );
   }
-}
-
-async function unanswered(flows: readonly Flow[]): Promise<string[]> {
-  const all = flows.flatMap(({ client, target, addresses, port }) =>
-    families.flatMap((family) =>
-      talks.map(async (talk) => {
-        const reached = await client.place.talk({ ...talk, address: addresses[family]!, port });
-        if (reached.ok) return undefined;
-        return `${client.name} -> ${target}, ${talk.protocol} ${family}: ${reached.reason}`;
-      }),
-    ),
-  );
-  return (await Promise.all(all)).filter((line) => line !== undefined);
 }
 
 /** UDP packets of the nodes that found no room at their socket. */
