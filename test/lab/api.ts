@@ -127,6 +127,17 @@ export class Api {
   }
 }
 
+/** Why the API server refuses a request; undefined if it does not. Throws for any other error. */
+export async function refusal(asked: Promise<unknown>): Promise<string | undefined> {
+  try {
+    await asked;
+    return undefined;
+  } catch (error) {
+    if (error instanceof ApiError && [403, 422].includes(error.status)) return error.message;
+    throw error;
+  }
+}
+
 const clusterWide = new Set(["Node", "Namespace", "PersistentVolume"]);
 
 /** The path of an object; namespaced kinds without a namespace are cluster-wide. */

@@ -31,6 +31,11 @@ import { Pod } from "./pod.ts";
 import { until } from "./process.ts";
 import { type Families, familiesOf, pick, Underlay } from "./underlay.ts";
 
+export interface Allowed {
+  podCidrs?: string[];
+  nodeIps?: string[];
+}
+
 export interface LabOptions {
   /** How many, or one by one. Default 2. */
   nodes?: number | LightNodeOptions[];
@@ -49,6 +54,8 @@ export interface LabOptions {
   env?: Record<string, string>;
   /** For every node. */
   node?: LightNodeOptions;
+  /** What agents may claim besides what their Nodes say: pods' prefixes, and prefixes of node addresses. */
+  allowed?: Allowed;
   /** Whether to start the agents and wait for their CNI files. Default true. */
   agents?: boolean;
   /** The agent's executable. Default dist/wigglenet. */
@@ -94,7 +101,7 @@ export class Lab implements AsyncDisposable {
     const underlay = parts.use(await Underlay.start(options.underlay));
     await watchClear(underlay.router);
     const wireguard = options.wireguard ?? ((await kernelHasWireguard(underlay)) ? "kernel" : "service");
-    const started = startControlPlane(families, underlay, access);
+    const started = startControlPlane(families, underlay, access, options.allowed);
     const lab = parts.use(
       new Lab(
         { underlay, families: familiesOf(families), wireguard, binary, env: { ...guestEnv, ...env } },
@@ -287,6 +294,7 @@ async function startControlPlane(
   families: Families,
   underlay: Underlay,
   access: ControlPlaneAccess | undefined,
+  { podCidrs = [], nodeIps = [] }: Allowed = {},
 ): Promise<ControlPlane> {
   const controlPlane = access
     ? await ControlPlane.attach(access, underlay)
@@ -295,8 +303,16 @@ async function startControlPlane(
   const stale = access ? await controlPlane.api.nodes() : [];
   await Promise.all(stale.map(({ metadata }) => controlPlane.api.remove(`/api/v1/nodes/${metadata.name}`)));
   const manifest = readFileSync(`${repository}/deploy/manifest.yaml`, "utf8");
-  for (const object of objectsOf(manifest))
-    if (object.kind !== "DaemonSet") await controlPlane.api.apply(object);
+  const allowed: Record<string, string> = {
+    allowedPodCIDRs: JSON.stringify(podCidrs),
+    allowedNodeIPs: JSON.stringify(nodeIps),
+  };
+  for (const object of objectsOf(manifest)) {
+    if (object.kind === "DaemonSet") continue;
+    const { variables = [] } = (object.spec ?? {}) as { variables?: { name: string; expression: string }[] };
+    for (const variable of variables) variable.expression = allowed[variable.name] ?? variable.expression;
+    await controlPlane.api.apply(object);
+  }
   return controlPlane;
 }
 
