@@ -76,6 +76,11 @@ const table: [document: string, words: string, use: Runner | typeof shown | ((te
     "iptables.yaml",
     run("test/wholenode.test.ts", "--patch-file deploy/iptables.yaml"),
   ],
+  [
+    "docs/configuration.md",
+    "allowedPodCIDRs={",
+    run("test/manifests-server.test.ts", 'includes("allowedPodCIDRs={")'),
+  ],
   ["docs/configuration.md", "detectLocalMode", yaml],
   ["docs/pod-cidrs.md", "line 1, column", shown],
   ["docs/pod-cidrs.md", "", expression],

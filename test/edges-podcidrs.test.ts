@@ -43,6 +43,7 @@ async function routePrefix(node: LightNode, index: number, host: string): Promis
 beforeAll(async () => {
   lab = await Lab.start({
     agents: false,
+    allowed: { podCidrs: ["10.60.0.0/16", "10.61.0.0/16", "10.62.0.0/24", "10.64.0.0/10", "2001:db8::/32"] },
     // The tunnel's own packets go to addresses inside the pod CIDRs; pods have public addresses.
     env: { WG_IP_FAMILY: "ipv6", MASQUERADE_IPV6: "0" },
     nodes: [
@@ -219,6 +220,10 @@ describe("by file", () => {
       (await whole.$`ip route`).stdout.includes("10.62.0.0/24 dev wigglenet"),
     );
 
+    await byFile.write(file, `${right}\n10.62.0.0/24\n10.62.7.0/24\n`);
+    await until("what the cluster does not allow to be told", () =>
+      String(failure("annotations")).includes("10.62.7.0/24 is neither within the Node's spec.podCIDRs"),
+    );
     await byFile.write(file, `${right}\n10.62.0.0\n`);
     await until("the bad line to be told", () =>
       String(failure("pod CIDRs")).includes(`${file}, line 7: "10.62.0.0" is not a prefix`),

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { $ } from "zx";
 import { Api, type ApiObject, refusal as refused } from "./lab/api.ts";
 import { helm, repository } from "./lab/cache.ts";
+import { commandBlocks } from "./lab/documents.ts";
 import { goManifest } from "./lab/gomanifest.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
@@ -213,6 +214,17 @@ test("helm install, upgrade and uninstall", async () => {
   const installed = await helmed`${helm} install wigglenet ${release}`;
   expect(installed.stdout).toContain("kubectl -n kube-system rollout status daemonset/wigglenet");
   await helmed`${helm} upgrade wigglenet ${release} --set settings.FILTER_IPV6=1`;
+  const documented = commandBlocks("docs/configuration.md").find(({ text }) =>
+    text.includes("allowedPodCIDRs={"),
+  )!;
+  await helmed({ cwd: repository })`bash -ec ${documented.text.replace("helm", helm)}`;
+  const { spec } = await admin.get<ApiObject & { spec: { variables: { expression: string }[] } }>(
+    "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/wigglenet-values",
+  );
+  expect(spec.variables.slice(0, 2).map(({ expression }) => expression)).toEqual([
+    '["2001:db8::/32"]',
+    '["192.0.2.0/24"]',
+  ]);
   const { stdout } = await kubectl`-n kube-system get daemonset wigglenet -o json`;
   expect(JSON.parse(stdout).spec.template.spec.containers[0].env).toContainEqual({
     name: "FILTER_IPV6",

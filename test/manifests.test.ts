@@ -87,15 +87,16 @@ test.each([
 });
 
 test("each setting is a value of the chart", async () => {
-  const flags = settingNames
-    .filter((name) => !fixed.includes(name))
-    .map((name) => `settings.${name}=of-${name}`);
+  const flags = [
+    ...settingNames.filter((name) => !fixed.includes(name)).map((name) => `settings.${name}=of-${name}`),
+    "allowedNodeIPs[0]=10.0.0.0/8",
+  ];
   await lint(flags);
   const env = containerOf(await render(["--set", flags.join(",")])).env.filter(
     ({ name }) => !fixed.includes(name),
   );
   expect(env).toEqual(env.map(({ name }) => ({ name, value: `of-${name}` })));
-  expect(env.length).toBe(flags.length);
+  expect(env.length).toBe(flags.length - 1);
   // as users write them
   const typed = containerOf(
     await render(["--set", "settings.MASQUERADE_IPV6=false,settings.WIGGLENET_WG_PORT=51820"]),
@@ -109,7 +110,15 @@ function hostPaths(manifest: string): unknown[] {
 }
 
 const rights = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"];
-const policy = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+const admission = "ValidatingAdmissionPolicy";
+/** Of values, and of the Node. */
+const policy = [admission, admission, `${admission}Binding`, `${admission}Binding`];
+/** The expression of a variable of the policy of values. */
+const variable = (name: string) => (manifest: string) => {
+  const values = objectsOf(manifest).find(({ metadata }) => metadata.name === "wigglenet-values");
+  const { variables } = values!.spec as { variables: { name: string; expression: string }[] };
+  return variables.find((each) => each.name === name)?.expression;
+};
 const others: [string, (manifest: string) => unknown, unknown][] = [
   ["image.repository=r", (text) => containerOf(text).image, `r:v${packageJson.version}`],
   ["image.tag=t", (text) => containerOf(text).image, "docker.io/wigglenet/wigglenet:t"],
@@ -122,6 +131,8 @@ const others: [string, (manifest: string) => unknown, unknown][] = [
   ["cni.binDir=/b", hostPaths, ["/b"]],
   ["extraVolumes[0].name=v", (text) => podOf(text).volumes, [{ name: "v" }]],
   ["extraVolumeMounts[0].name=v", (text) => containerOf(text).volumeMounts, [{ name: "v" }]],
+  ["allowedPodCIDRs[0]=10.0.0.0/8", variable("allowedPodCIDRs"), '["10.0.0.0/8"]'],
+  ["allowedNodeIPs={10.0.0.0/8,fd00::/8}", variable("allowedNodeIPs"), '["10.0.0.0/8","fd00::/8"]'],
   ["admissionPolicy=false", kindsOf, [...rights, "DaemonSet"]],
   ["daemonSet=false", kindsOf, [...rights, ...policy]],
   ["userspaceWireguard=true", (text) => podOf(text).volumes.map(({ name }) => name), ["tun"]],
@@ -182,9 +193,37 @@ test("kubelet probes where the agent answers, and Prometheus finds its port", as
   expect(containerOf(read("deploy/manifest.yaml")).ports).toBeUndefined();
 });
 
-test("servers before 1.30 get no policy", async () => {
-  expect(await render(["--kube-version", "1.29.15"])).not.toContain("ValidatingAdmission");
-  expect(await render(["--kube-version", "v1.30.0-eks-1"])).toContain("ValidatingAdmission");
+test("servers before 1.30 get no policy, and before 1.31 none of values", async () => {
+  const policies = async (version: string) =>
+    objectsOf(await render(["--kube-version", version]))
+      .filter(({ kind }) => kind === "ValidatingAdmissionPolicy")
+      .map(({ metadata }) => metadata.name);
+  expect(await policies("1.29.15")).toEqual([]);
+  expect(await policies("v1.30.0-eks-1")).toEqual(["wigglenet"]);
+  expect((await policies("v1.31.0-eks-1")).sort()).toEqual(["wigglenet", "wigglenet-values"]);
+});
+
+test.each([
+  [
+    ["settings.NODE_IP_INTERFACES=eth1"],
+    "NODE_IP_INTERFACES needs allowedNodeIPs",
+    "allowedNodeIPs[0]=10.0.0.0/8",
+  ],
+  [
+    ["settings.POD_CIDR_SOURCE_IPV4=file"],
+    "POD_CIDR_SOURCE_IPV4=file needs an IPv4 prefix in allowedPodCIDRs",
+    "allowedPodCIDRs={fd00::/8,10.0.0.0/8}",
+  ],
+  [
+    ["settings.POD_CIDR_SOURCE_IPV6=expression", "allowedPodCIDRs[0]=10.0.0.0/8"],
+    "POD_CIDR_SOURCE_IPV6=expression needs an IPv6 prefix in allowedPodCIDRs",
+    "allowedPodCIDRs={2001:db8::/32}",
+  ],
+])("%j is refused: what such agents say would be", async (values, why, remedy) => {
+  const set = (...all: string[]) => all.flatMap((each) => ["--set", each]);
+  expect(render(set(...values))).rejects.toThrow(why);
+  expect(await render(set(...values, "admissionPolicy=false"))).toContain("kind: DaemonSet");
+  expect(await render(set(...values, remedy))).toContain("wigglenet-values");
 });
 
 async function lint(set: string[]): Promise<void> {

@@ -16,6 +16,7 @@ beforeAll(async () => {
   lab = await Lab.start({
     nodes: [{ env: { NODE_IP_INTERFACES: "lan0" } }, { forwarding: false }],
     agents: false,
+    allowed: { nodeIps: ["192.0.2.0/24", "2001:db8:77::/64"] },
   });
   [n1, n2] = lab.nodes as [LightNode, LightNode];
   await n1.namespace.ip(

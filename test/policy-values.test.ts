@@ -31,9 +31,11 @@ beforeAll(async () => {
   admin = lab.controlPlane.api;
   agent = admin.withToken(await lab.nodes[0]!.renewToken());
   await admin.patch("/api/v1/nodes/n1/status", { status: { addresses: status } });
+  // What it lets pass before that would be unchanged afterwards.
+  let attempt = 0;
   await until(
     "the policy to be in force",
-    async () => (await written({ "wigglenet/pod-cidrs": "x" })) !== undefined,
+    async () => (await written({ "wigglenet/pod-cidrs": String(attempt++) })) !== undefined,
   );
 });
 afterAll(() => lab?.[Symbol.asyncDispose]());
