@@ -163,6 +163,47 @@ describe("a pod of n2 behind a port of the node", () => {
   });
 });
 
+// docs/configuration.md, "UDP servers of nodes".
+describe("a UDP server of a node, in the host's network", () => {
+  const any = 5300;
+  const bound = { ipv4: 5304, ipv6: 5306 };
+  const clients = () => [p1, p2, n1, n2, lab.outside];
+  const heard = async (port: (family: "ipv4" | "ipv6") => number, addresses: Addresses = n1.addresses) => {
+    const pairs = clients().flatMap((from) => families.map((family) => ({ from, family })));
+    const answers = pairs.map(async ({ from, family }) => {
+      const options = {
+        protocol: "udp" as const,
+        address: addresses[family]!,
+        port: port(family),
+        timeout: 500,
+      };
+      return (await from.place.reach(options)).ok ? [`${from.name} ${family}`] : [];
+    });
+    return (await Promise.all(answers)).flat();
+  };
+  const all = () => clients().flatMap(({ name }) => families.map((family) => `${name} ${family}`));
+  const pods = (line: string) => line.includes("/p ");
+
+  beforeAll(async () => {
+    await n1.place.listen(any, "any");
+    for (const family of families) await n1.place.listen(bound[family], n1.addresses[family]);
+  });
+
+  test("that is bound to all addresses and does not say from which it answers: pods do not hear it", async () => {
+    expect(await heard(() => any)).toEqual(all().filter((line) => !pods(line)));
+  });
+
+  test("but at the gateway of the node's pods, from which the answers come, all in the cluster do", async () => {
+    const gateway = { ipv4: "10.244.0.1", ipv6: "fd00:10:244::1" };
+    expect(await heard(() => any, gateway)).toEqual(all().filter((line) => !line.startsWith("outside")));
+  });
+
+  test("that is bound to the node's address, or answers from the one that was asked: all hear it", async () => {
+    expect(await heard((family) => bound[family])).toEqual(all());
+    expect(await heard(() => 7)).toEqual(all());
+  });
+});
+
 describe("a node with an ExternalIP behind 1:1 NAT", () => {
   test("pods of every node reach it by its ExternalIP, which is in nobody's AllowedIPs", async () => {
     const behind = at(n3, external);

@@ -166,9 +166,13 @@ export class Place {
     return new Stream(this, id);
   }
 
-  /** Echo on one more port. */
-  async listen(port: number): Promise<void> {
-    const answer = await this.ask("listen", port);
+  /**
+   * Echo on one more port.
+   * @param at where UDP is served: "any" as by a server on all addresses that leaves it to the kernel from which it
+   * answers, or one address. Default: all, and each answer comes from the address that was asked.
+   */
+  async listen(port: number, at = ""): Promise<void> {
+    const answer = await this.ask("listen", port, at);
     if (answer !== "ok") throw new Error(`${this.name} cannot listen on port ${port}: ${answer}`);
   }
 

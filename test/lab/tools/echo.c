@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,7 +34,7 @@ static void name_of(struct sockaddr_in6 *from, char *text) {
   strcpy(text, strncmp(full, "::ffff:", 7) ? full : full + 7);
 }
 
-int serve(int port) {
+int serve(int port, const char *at) {
   int one = 1, zero = 0, large = 1 << 23;
   struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
   int tcp = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -45,11 +46,18 @@ int serve(int port) {
   setsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   setsockopt(tcp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
   setsockopt(udp, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
-  setsockopt(udp, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
-  if (any.sin6_family == AF_INET) setsockopt(udp, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
+  struct sockaddr_in6 own = any;
+  if (!*at) {
+    setsockopt(udp, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
+    if (any.sin6_family == AF_INET) setsockopt(udp, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
+  } else if (strcmp(at, "any")) {
+    char mapped[64];
+    snprintf(mapped, sizeof mapped, strchr(at, ':') ? "%s" : "::ffff:%s", at);
+    inet_pton(AF_INET6, mapped, &own.sin6_addr);
+  }
   // A packet that waits here on a busy machine is not one that the network lost.
   setsockopt(udp, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof large);
-  if (servers == 16 || bind(tcp, (void *)&any, sizeof any) || listen(tcp, 128) || bind(udp, (void *)&any, sizeof any)) {
+  if (servers == 16 || bind(tcp, (void *)&any, sizeof any) || listen(tcp, 128) || bind(udp, (void *)&own, sizeof own)) {
     close(tcp);
     close(udp);
     return -1;

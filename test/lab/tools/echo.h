@@ -12,8 +12,9 @@ struct message {
   char seen[48];
 };
 
-// Answers TCP and UDP on one more port; -1 and errno if that is taken.
-int serve(int port);
+// Answers TCP and UDP on one more port; -1 and errno if that is taken. UDP is answered from the address that was asked;
+// with `at` "any" from whichever the kernel takes, as a server does that knows of one address only; else from and to `at`.
+int serve(int port, const char *at);
 
 // Adds what the echo server waits for to the list; how many that were.
 int echo_wants(struct pollfd *fds, int room);

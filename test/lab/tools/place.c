@@ -6,7 +6,7 @@
 //   start ID PROTOCOL ADDRESS PORT SIZE DF PER-SECOND SOURCE      ->  ID ok | ID failed REASON
 //   count ID STREAM   ->  ID ok SENT RECEIVED LONGEST-GAP-MS SLOWEST-MS RETRANSMITTED ERROR
 //   stop ID STREAM GRACE-MS   ->  the same, once everything came back or after the grace
-//   listen ID PORT    ->  ID ok: TCP and UDP echo on one more port
+//   listen ID PORT [any | ADDRESS]   ->  ID ok: TCP and UDP echo on one more port; UDP as serve() has it
 //
 // PROTOCOL is tcp, udp or icmp; SOURCE an address or `-`. SIZE is the whole IP packet's for udp and icmp, the
 // message's for tcp. SEEN is the address that the echo server saw, `-` for icmp.
@@ -244,8 +244,9 @@ static void command(char *line) {
     return make(messages, interval, id, a, b, port, size, 0, number, "-");
   if (sscanf(line, "%15s %31s %63s %63s %d %d %d %d %63s", verb, id, a, b, &port, &size, &df, &number, source) == 9)
     return make(strcmp(verb, "start") != 0, 0, id, a, b, port, size, df, number, source);
-  if (sscanf(line, "listen %31s %d", id, &port) == 2) {
-    if (serve(port)) printf("%s failed %s\n", id, strerror(errno));
+  *a = 0;
+  if (sscanf(line, "listen %31s %d %63s", id, &port, a) >= 2) {
+    if (serve(port, a)) printf("%s failed %s\n", id, strerror(errno));
     else printf("%s ok\n", id);
     return;
   }
@@ -305,7 +306,7 @@ int main(void) {
   ioctl(fd, SIOCSIFFLAGS, &lo);
   close(fd);
   fcntl(0, F_SETFL, O_NONBLOCK);
-  if (serve(7)) return perror("place: port 7"), 1;
+  if (serve(7, "")) return perror("place: port 7"), 1;
   printf("ready %d\n", getpid());
   for (;;) {
     uint64_t wake = tick(), at = now();
