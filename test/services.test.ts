@@ -15,6 +15,7 @@ import {
   flowsFromOutside,
   flowsWithin,
   policies,
+  served,
 } from "./lab/serviceflows.ts";
 import type { KubeProxyOptions } from "./lab/wholenodeconfig.ts";
 
@@ -56,17 +57,7 @@ beforeAll(async () => {
   await lab.shakeHands();
   for (const [index, [, options]] of kinds.entries())
     await startKubeProxy(lab.controlPlane, nodes[index]!, options);
-  for (const node of nodes)
-    await until(
-      `kube-proxy of ${node.name} to know all Services`,
-      async () => {
-        const asked = services.map(({ clusterIp }) =>
-          node.place.reach({ protocol: "udp", address: clusterIp.ipv6!, timeout: 500 }),
-        );
-        return (await Promise.all(asked)).every(({ ok }) => ok);
-      },
-      { timeout: 30_000, every: 500 },
-    );
+  await served(nodes, services);
 }, 90_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 

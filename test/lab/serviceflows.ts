@@ -4,6 +4,7 @@ import type { ControlPlane } from "./controlplane.ts";
 import type { LightNode } from "./lightnode.ts";
 import type { Addresses, Host } from "./namespace.ts";
 import type { Pod } from "./pod.ts";
+import { until } from "./process.ts";
 import { createService } from "./service.ts";
 import type { Underlay } from "./underlay.ts";
 
@@ -63,6 +64,23 @@ export async function createServices(
         return { name, policy, backend, node, clusterIp, ...options };
       }),
   );
+}
+
+/** Waits until the kube-proxy of every node knows every Service. */
+export async function served(nodes: readonly LightNode[], services: readonly FlowService[]): Promise<void> {
+  for (const node of nodes)
+    await until(
+      `kube-proxy of ${node.name} to know all Services`,
+      async () => {
+        const asked = services.flatMap(({ clusterIp }) =>
+          families.map((family) =>
+            node.place.reach({ protocol: "udp", address: clusterIp[family]!, timeout: 500 }),
+          ),
+        );
+        return (await Promise.all(asked)).every(({ ok }) => ok);
+      },
+      { timeout: 30_000, every: 500 },
+    );
 }
 
 export interface Flow {

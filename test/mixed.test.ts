@@ -1,0 +1,74 @@
+/** Beside a node of the Go implementation, on an underlay that drops whatever has a pod's address on it. */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { podRanges } from "./lab/controlplane.ts";
+import { GoAgent } from "./lab/goagent.ts";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import type { Host } from "./lab/namespace.ts";
+import type { Pod } from "./lab/pod.ts";
+import { startKubeProxy } from "./lab/service.ts";
+import {
+  broken,
+  createServices,
+  type FlowService,
+  flowsFromOutside,
+  flowsWithin,
+  served,
+} from "./lab/serviceflows.ts";
+
+let lab: Lab;
+let nodes: LightNode[];
+let pods: Pod[];
+let services: FlowService[];
+
+beforeAll(async () => {
+  lab = await Lab.start({
+    nodes: [{}, { env: { FIREWALL_BACKEND: "iptables" } }, {}],
+    env: { FILTER_IPV4: "1", FILTER_IPV6: "1" },
+    agents: false,
+  });
+  nodes = lab.nodes;
+  const drops = Object.values(podRanges).flatMap((range) => {
+    const ip = range.includes(":") ? "ip6" : "ip";
+    return ["saddr", "daddr"].map((side) => `add rule bridge nopods c ${ip} ${side} ${range} drop`);
+  });
+  await lab.underlay.router.run(["nft", "-f", "-"], {
+    stdin: [
+      "add table bridge nopods",
+      // After the lab has counted them.
+      "add chain bridge nopods c { type filter hook prerouting priority 10; }",
+      ...drops,
+      "",
+    ].join("\n"),
+  });
+  const [first, second, third] = nodes as [LightNode, LightNode, LightNode];
+  const go = new GoAgent(third, () => lab.controlPlane.api.nodes());
+  await go.sync();
+  for (const node of [first, second]) node.startAgent();
+  await Promise.all([first.ready(), second.ready()]);
+  await go.sync();
+  pods = await Promise.all(nodes.map((node) => node.pod("p")));
+  await lab.shakeHands();
+  services = await createServices(lab.controlPlane, lab.underlay, nodes, [
+    ...nodes.map((node, index) => ({ backend: pods[index]!, node })),
+    ...nodes.map((node) => ({ backend: node, node })),
+  ]);
+  await startKubeProxy(lab.controlPlane, first, { masqueradeAll: true });
+  await startKubeProxy(lab.controlPlane, second, { mode: "iptables" });
+  await startKubeProxy(lab.controlPlane, third);
+  await served(nodes, services);
+}, 60_000);
+afterAll(() => lab?.[Symbol.asyncDispose]());
+
+test("all pods, all nodes and what is outside reach each other, by every protocol", async () => {
+  expect(await lab.unreached([...pods, ...nodes])).toEqual([]);
+  expect(await lab.unreached(pods.map((pod): [Host, Host] => [pod, lab.outside]))).toEqual([]);
+});
+
+test("and every Service, whose backend is a pod or a node of either kind", async () => {
+  const within = [...pods, ...nodes].flatMap((client, index) =>
+    services.flatMap((service) => flowsWithin(nodes, nodes[index % nodes.length]!, client, service)),
+  );
+  const outside = services.flatMap((service) => flowsFromOutside(nodes, lab.outside, service));
+  expect(await broken(nodes, [...within, ...outside])).toEqual([]);
+});
