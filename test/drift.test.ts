@@ -134,6 +134,10 @@ const gateway = { v4: "172.30.0.1", v6: "fd30::1" };
 const times: number[] = [];
 describe("the kernel tells", () => {
   test.each<Row>([
+    ["IPv4 forwarding off", "echo 0 > /proc/sys/net/ipv4/ip_forward"],
+    ["IPv4 forwarding of the own link off", "echo 0 > /proc/sys/net/ipv4/conf/wigglenet/forwarding"],
+    ["IPv4 forwarding of new links off", "echo 0 > /proc/sys/net/ipv4/conf/default/forwarding"],
+    ["IPv6 forwarding off", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding"],
     ["own link deleted", "ip link delete wigglenet"],
     ["own link down", "ip link set wigglenet down"],
     ["own link down and up", "ip link set wigglenet down; ip link set wigglenet up"],

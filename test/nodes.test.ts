@@ -1,5 +1,5 @@
 /** What a node tells of itself, what it finds wanting, and what it does not take for a reason to act. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { version } from "../package.json";
 import { annotationsOf } from "../src/plan/node.ts";
@@ -29,6 +29,12 @@ beforeAll(async () => {
 });
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
+/** Whether IPv4 and IPv6 are forwarded. */
+async function forwarding(node: LightNode): Promise<string[]> {
+  const { stdout } = await node.$`cd /proc/sys/net && cat ipv4/ip_forward ipv6/conf/all/forwarding`;
+  return stdout.trim().split("\n");
+}
+
 /** Gives the bridge another address, and waits until that is announced: what was done before has been seen by then. */
 async function announceAnother(address: string): Promise<void> {
   await n1.namespace.ip(`addr add ${address}/32 dev lan0`);
@@ -37,27 +43,82 @@ async function announceAnother(address: string): Promise<void> {
   );
 }
 
-test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that is off is named once", async () => {
-  const forwarding = (node: LightNode) =>
-    node.agentLog().filter((line) => String(line.msg).startsWith("forwarding is off"));
-  await until("forwarding to be named", () => forwarding(n2).length > 0);
-  // A change that n2 follows too.
-  await announceAnother("192.0.2.78");
-  await until("n2 to route it", async () =>
-    // Before the first of its routes there is no such table.
-    (await n2.$`ip route show table 24601`.nothrow()).stdout.includes("192.0.2.78"),
-  );
-  expect(forwarding(n2).map(({ off }) => off)).toEqual([
-    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"],
-  ]);
-
+test("addresses of NODE_IP_INTERFACES are reached by the tunnel; forwarding that is off is switched on", async () => {
+  // Before any pod, as the ptp plugin would do it with the first.
+  await until("forwarding to be on", async () => (await forwarding(n2)).join() === "1,1");
   const pod = await n2.pod("p");
   await lab.shakeHands();
-  expect(forwarding(n1)).toEqual([]);
   const lan: Host = { name: "lan0 of n1", addresses, place: n1.place };
   await using capture = await lab.capture(`host ${addresses.ipv4} or host ${addresses.ipv6}`);
   expect(await lab.unreached([[pod, lan]])).toEqual([]);
   expect(await capture.stop()).toEqual([]);
+});
+
+describe("sysctls", () => {
+  const health = { HEALTH_BIND_ADDR: "127.0.0.1:24602", RESYNC_PERIOD: "1" };
+  const names = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+  const set = (node: LightNode, value: number) =>
+    node.namespace.sysctl(Object.fromEntries(names.map((name) => [name, value])));
+
+  /** Waits until `/readyz` of n2 says this. */
+  async function says(status: number, ...parts: string[]): Promise<void> {
+    let last: unknown;
+    const ask = `const answer = await fetch("http://127.0.0.1:24602/readyz");
+      console.log(answer.status, await answer.text());`;
+    await until(
+      `/readyz to say ${status} ${parts.join(", ")}`,
+      async () => {
+        const answer = await n2.namespace.run([process.execPath, "-e", ask]).catch(String);
+        last = answer;
+        return answer.startsWith(`${status} `) && parts.every((part) => answer.includes(part));
+      },
+      { why: () => String(last) },
+    );
+  }
+
+  test("that cannot be written keep no link down; what is missing is said, with the remedy", async () => {
+    const readOnly = "/run/sys-net";
+    await n2.stopAgent();
+    await n2.$`mkdir ${readOnly} && mount --bind /proc/sys/net ${readOnly} && mount -o remount,ro,bind ${readOnly}`;
+    await n2.$`rm /etc/cni/net.d/*`;
+    await n2.namespace.sysctl({
+      "net.ipv6.conf.default.accept_dad": 1,
+      "net.ipv4.conf.wigglenet.rp_filter": 0,
+    });
+    n2.startAgent({ ...health, PROC_SYS_NET_PATH: readOnly });
+    await n2.ready();
+    await says(200, "warning: ", "net.ipv6.conf.default.accept_dad=0", "/etc/sysctl.d", "PROC_SYS_NET_PATH");
+    await n2.namespace.sysctl({ "net.ipv4.conf.wigglenet.rp_filter": 1 });
+    await says(503, "net.ipv4.conf.wigglenet.rp_filter=2");
+    await n2.namespace.sysctl({
+      "net.ipv6.conf.default.accept_dad": 0,
+      "net.ipv4.conf.wigglenet.rp_filter": 2,
+    });
+    await says(200, "ok");
+
+    for (const name of names) {
+      await n2.namespace.sysctl({ [name]: 0 });
+      await says(503, "forwarding is off", name, "/etc/sysctl.d", "PROC_SYS_NET_PATH");
+      await set(n2, 1);
+      await says(200, "ok");
+    }
+    const lines = n2.agentLog().filter((line) => String(line.msg).startsWith("forwarding is off"));
+    expect(lines).toHaveLength(2);
+    await n2.stopAgent();
+    n2.startAgent(health);
+    await n2.inSync();
+  });
+
+  test("a default route that IPv6 forwarding would take away is not, and the remedy is named", async () => {
+    await n2.namespace.ip("-6 route add default via fd30::1 dev eth0 proto ra metric 1024");
+    await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 1 });
+    await set(n2, 0);
+    await says(503, "eth0", "net.ipv6.conf.eth0.accept_ra=2", names[1]!);
+    expect(await forwarding(n2)).toEqual(["1", "0"]);
+    await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 2 });
+    await says(200, "ok");
+    expect(await forwarding(n2)).toEqual(["1", "1"]);
+  });
 });
 
 test("an address of others on the node, as on the link of an IPVS kube-proxy, may go: the watches stay", async () => {

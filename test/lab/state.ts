@@ -19,7 +19,7 @@ export interface NodeState {
 const separator = "--8<--";
 
 const script = [
-  "cd /proc/sys/net; grep . ipv4/conf/wigglenet/rp_filter ipv6/conf/default/accept_dad",
+  "cd /proc/sys/net; grep . ipv4/ip_forward ipv4/conf/{default,wigglenet}/forwarding ipv6/conf/all/forwarding ipv4/conf/wigglenet/rp_filter ipv6/conf/default/accept_dad",
   "ip -o link show dev wigglenet; ip -o address show dev wigglenet scope global",
   'for f in -4 -6; do ip $f route show table all proto 246 | sed "s/^/$f /"; done',
   'for f in -4 -6; do ip $f rule show | sed "s/^/$f /"; done',
@@ -30,7 +30,7 @@ const script = [
 /** What is gone is left out: a state while things are broken is a state too. */
 export async function stateOf(node: LightNode): Promise<NodeState> {
   const [{ stdout }, object] = await Promise.all([
-    node.$`/bin/sh -c ${script}`.nothrow(),
+    node.$`/bin/bash -c ${script}`.nothrow(),
     node.object().catch(() => undefined),
   ]);
   const [sysctls = [], link = [], routes = [], rules = [], wireguard = [], nftables = []] = stdout
