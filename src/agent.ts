@@ -9,7 +9,7 @@ import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
 import { Findings } from "./findings.ts";
 import { reportEarlier } from "./host/cnifolder.ts";
-import { forwardingOff, readIfThere } from "./host/files.ts";
+import { readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
@@ -250,7 +250,7 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (host.backend) metrics.buildInfo.set({ version: this.#version, firewall_backend: host.backend }, 1);
-    await this.#checkForwarding(own.podRanges);
+    await host.forwarding(new Set(own.podRanges.map((range) => familyOf(range.subnet))));
     const { cni } = desired;
     if (cni !== undefined && !config.firewallOnly)
       await host.attempt("CNI folder", () => reportEarlier(this.#findings, config.cniConfigPath, cni));
@@ -359,14 +359,6 @@ export class Agent {
     for (const node of this.#reported.keys())
       if (!reported.has(node)) this.#log.info({ node }, "a node's claims hold again");
     this.#reported = reported;
-  }
-
-  async #checkForwarding(own: readonly PodRange[]): Promise<void> {
-    const podFamilies = new Set(own.map((range) => familyOf(range.subnet)));
-    const off = await forwardingOff(this.#config.procSysNet, podFamilies);
-    const message =
-      "forwarding is off, and pods need it: the ptp plugin switches it on with the first pod; to have it from boot, set it to 1 in /etc/sysctl.d";
-    this.#findings.report("forwarding", off.length > 0 ? { severity: "warning", message, off } : undefined);
   }
 
   /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */

@@ -1,5 +1,8 @@
 /** What a change costs in a cluster of 5,000 nodes: passes of an agent whose commands are written down, and not run. */
 import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import pino from "pino";
 import { Agent } from "./agent.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
@@ -32,6 +35,10 @@ function answer(argv: string): string {
   return argv.startsWith("nft") ? '{ "nftables": [] }' : "";
 }
 
+const procSysNet = mkdtempSync(join(tmpdir(), "wigglenet-apply-"));
+for (const family of families) mkdirSync(join(procSysNet, family));
+afterAll(() => rmSync(procSysNet, { recursive: true }));
+
 const spawn = spyOn(Bun, "spawn");
 let agent: Agent;
 beforeAll(async () => {
@@ -46,7 +53,8 @@ beforeAll(async () => {
     status: { addresses: links[0]!.addr_info.map(({ local }) => ({ type: "InternalIP", address: local })) },
   };
   agent = new Agent({
-    config: { ...readConfig({ NODE_NAME: "own" }), families },
+    // Whatever this machine has.
+    config: { ...readConfig({ NODE_NAME: "own", PROC_SYS_NET_PATH: procSysNet }), families },
     nodes: { complete: true, own, ownIsThere: true, others } as unknown as ClusterNodes,
     hands: {
       paper: false,

@@ -7,7 +7,6 @@ import type { Config } from "./config.ts";
 import { Failures } from "./failures.ts";
 import type { Findings } from "./findings.ts";
 import { applyCni, diffCni, observeCni } from "./host/cni.ts";
-import { diffSysctls } from "./host/files.ts";
 import {
   type Backend,
   chooseBackend,
@@ -24,8 +23,10 @@ import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step, summary } from "./host/run.ts";
+import { applyForwarding, applySysctls } from "./host/sysctls.ts";
 import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
+import type { Family } from "./plan/address.ts";
 import type { Desired } from "./plan/desired.ts";
 import type { Firewall } from "./plan/firewall.ts";
 
@@ -242,6 +243,16 @@ export class Host {
       await this.attempt("CNI file", () => this.#applyCni(desired));
   }
 
+  /** Where this plugin connects the pods; beside another one that is the other's. */
+  async forwarding(podFamilies: ReadonlySet<Family>): Promise<void> {
+    const { procSysNet, linkName, firewallOnly } = this.#config;
+    if (firewallOnly) return;
+    const perform = (steps: Step[]) => this.perform("forwarding", steps);
+    await this.attempt("forwarding", () =>
+      applyForwarding(procSysNet, podFamilies, linkName, this.#findings, perform),
+    );
+  }
+
   async annotate(present: Record<string, string>, wanted: Record<string, string | null>): Promise<void> {
     const differing = Object.entries(wanted).filter(([name, value]) => (present[name] ?? null) !== value);
     if (differing.length === 0) return;
@@ -279,20 +290,24 @@ export class Host {
   }
 
   async #applyLink(desired: Desired): Promise<true> {
-    const { linkName, procSysNet, podIpv6Dad } = this.#config;
+    const { linkName, podIpv6Dad } = this.#config;
     const own = (await this.links()).find((link) => link.name === linkName);
     const skipDad = !podIpv6Dad;
     if (desired.link === undefined) {
-      await this.perform("sysctls", await diffSysctls(procSysNet, { skipDad }));
+      await this.#applySysctls({ skipDad });
       if (own) await this.#retireLink(own);
       return true;
     }
-    const linkSysctls = { skipDad, link: linkName, linkToCome: this.#hands.paper };
-    await this.perform("sysctls", await diffSysctls(procSysNet, linkSysctls));
+    await this.#applySysctls({ skipDad, link: linkName, linkToCome: this.#hands.paper });
     const steps = own ? diffLink(linkName, desired.link, own) : [];
     await this.perform("link set up", steps, desired.link);
     if (steps.length > 0 && !this.#hands.paper) this.#links = undefined;
     return true;
+  }
+
+  #applySysctls(options: Parameters<typeof applySysctls>[1]): Promise<void> {
+    const perform = (steps: Step[]) => this.perform("sysctls", steps);
+    return applySysctls(this.#config.procSysNet, options, this.#findings, perform);
   }
 
   /** Of an earlier configuration, in which this plugin connected the node's pods. */

@@ -110,7 +110,8 @@ describe("sysctls", () => {
   });
 
   test("a default route that IPv6 forwarding would take away is not, and the remedy is named", async () => {
-    await n2.namespace.ip("-6 route add default via fd30::1 dev eth0 proto ra metric 1024");
+    const route = "default via fd30::1 dev eth0 proto ra metric 512";
+    await n2.namespace.ip(`route add ${route}`);
     await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 1 });
     await set(n2, 0);
     await says(503, "eth0", "net.ipv6.conf.eth0.accept_ra=2", names[1]!);
@@ -118,6 +119,7 @@ describe("sysctls", () => {
     await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 2 });
     await says(200, "ok");
     expect(await forwarding(n2)).toEqual(["1", "1"]);
+    await n2.namespace.ip(`route del ${route}`);
   });
 });
 

@@ -11,8 +11,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import type { Family } from "../plan/address.ts";
-import { diffSysctls, ensurePrivateKey, forwardingOff, observePublicKey, publicKeyOf } from "./files.ts";
+import { ensurePrivateKey, observePublicKey, publicKeyOf } from "./files.ts";
 
 let folder: string;
 beforeEach(() => {
@@ -100,42 +99,5 @@ describe("the private key", () => {
   test("that is not there is not made by looking", async () => {
     expect(await observePublicKey(at("a/private.key"))).toBeUndefined();
     expect(existsSync(at("a"))).toBe(false);
-  });
-});
-
-describe("sysctls", () => {
-  const rp = "ipv4/conf/wigglenet/rp_filter";
-  const dad = "ipv6/conf/default/accept_dad";
-  type Options = Parameters<typeof diffSysctls>[1];
-  const usual: Options = { skipDad: true, link: "wigglenet" };
-  test.each<
-    [title: string, present: Record<string, string>, options: Options, written: Record<string, string>]
-  >([
-    ["as they should be", { [rp]: "2\n", [dad]: "0\n" }, usual, {}],
-    ["a machine's defaults", { [rp]: "0\n", [dad]: "1\n" }, usual, { [rp]: "2", [dad]: "0" }],
-    ["strict", { [rp]: "1\n", [dad]: "0\n" }, usual, { [rp]: "2" }],
-    ["POD_IPV6_DAD=1", { [rp]: "2\n", [dad]: "1\n" }, { skipDad: false, link: "wigglenet" }, {}],
-    ["no tunnel", { [rp]: "0\n", [dad]: "1\n" }, { skipDad: true }, { [dad]: "0" }],
-    ["a kernel without IPv6", { [rp]: "0\n" }, usual, { [rp]: "2" }],
-    ["no link yet", { [dad]: "0\n" }, usual, {}],
-    ["no link yet, on paper", { [dad]: "0\n" }, { ...usual, linkToCome: true }, { [rp]: "2" }],
-  ])("%s", async (_, present, options, written) => {
-    for (const [name, value] of Object.entries(present)) put(name, value);
-    expect(await diffSysctls(folder, options)).toEqual(
-      Object.entries(written).map(([name, value]) => ({ kind: "sysctl", path: at(name), value })),
-    );
-  });
-
-  const v4 = "net.ipv4.ip_forward";
-  const v6 = "net.ipv6.conf.all.forwarding";
-  test.each<[present: Record<string, string>, podFamilies: Family[], off: string[]]>([
-    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "1\n" }, ["ipv4", "ipv6"], []],
-    [{ "ipv4/ip_forward": "0\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv4", "ipv6"], [v4, v6]],
-    [{ "ipv4/ip_forward": "0\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv6"], [v6]],
-    [{ "ipv4/ip_forward": "1\n", "ipv6/conf/all/forwarding": "0\n" }, ["ipv4"], []],
-    [{ "ipv4/ip_forward": "0\n" }, ["ipv4", "ipv6"], [v4]],
-  ])("forwarding %j, pods of %j: off are %j", async (present, podFamilies, off) => {
-    for (const [name, value] of Object.entries(present)) put(name, value);
-    expect(await forwardingOff(folder, new Set(podFamilies))).toEqual(off);
   });
 });

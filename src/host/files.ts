@@ -1,10 +1,9 @@
-/** Files of the node: the private key, sysctls. */
+/** Files of the node: the private key. */
 import { createPrivateKey, createPublicKey, generateKeyPairSync } from "node:crypto";
 import { chmod, mkdir, readFile, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
-import { type Family, families } from "../plan/address.ts";
+import { dirname } from "node:path";
 import { parseKey } from "../plan/node.ts";
-import { createExclusively, type Step, whyNot } from "./run.ts";
+import { createExclusively, whyNot } from "./run.ts";
 
 /** The public key of the node's private key, or undefined if there is no file; throws if the file holds no key. */
 export async function observePublicKey(path: string): Promise<string | undefined> {
@@ -49,38 +48,6 @@ export function publicKeyOf(privateKey: string): string {
   const der = Buffer.concat([pkcs8, Buffer.from(privateKey, "base64")]);
   const key = createPublicKey(createPrivateKey({ key: der, format: "der", type: "pkcs8" }));
   return Buffer.from(key.export({ format: "jwk" }).x as string, "base64url").toString("base64");
-}
-
-/**
- * Sysctls below `root` that differ: the tunnel link's rp_filter is loose, and new links skip duplicate address
- * detection. With `linkToCome` the link may be one that is not there yet, as on paper.
- */
-export async function diffSysctls(
-  root: string,
-  { skipDad, link, linkToCome = false }: { skipDad: boolean; link?: string; linkToCome?: boolean },
-): Promise<Step[]> {
-  const wanted: { name: string; value: string; toCome?: boolean }[] = [];
-  // A NodePort connection from another node comes by the tunnel though its source is routed to the underlay.
-  if (link !== undefined)
-    wanted.push({ name: `ipv4/conf/${link}/rp_filter`, value: "2", toCome: linkToCome });
-  if (skipDad) wanted.push({ name: "ipv6/conf/default/accept_dad", value: "0" });
-  const steps: Step[] = [];
-  for (const { name, value, toCome = false } of wanted) {
-    const path = join(root, name);
-    const present = (await readIfThere(path))?.trim();
-    if (present === undefined ? toCome : present !== value) steps.push({ kind: "sysctl", path, value });
-  }
-  return steps;
-}
-
-/** The forwarding sysctls that are off though pods of these families need them. */
-export async function forwardingOff(root: string, podFamilies: ReadonlySet<Family>): Promise<string[]> {
-  const names = { ipv4: "ipv4/ip_forward", ipv6: "ipv6/conf/all/forwarding" };
-  const needed = families.filter((family) => podFamilies.has(family)).map((family) => names[family]);
-  const values = await Promise.all(needed.map((name) => readIfThere(join(root, name))));
-  return needed
-    .filter((_, index) => values[index]?.trim() === "0")
-    .map((name) => `net.${name.replaceAll("/", ".")}`);
 }
 
 export async function readIfThere(path: string): Promise<string | undefined> {

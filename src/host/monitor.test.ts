@@ -61,6 +61,17 @@ describe("recorded lines", () => {
     ["none", "[ROUTE]fd00:1:0:1::/64 dev wigglenet proto 246"],
     ["none", "[ROUTE]192.0.2.1 dev wigglenet table 24601 proto 246"],
     ["none", "[ROUTE]2001:db8::1 dev wigglenet table 24601 proto 246"],
+    ["links", "[NETCONF]inet all forwarding off "],
+    ["links", "[NETCONF]inet default forwarding off "],
+    ["links", "[NETCONF]inet wigglenet forwarding off "],
+    ["links", "[NETCONF]inet6 all forwarding off "],
+    ["none", "[NETCONF]inet all forwarding on "],
+    ["none", "[NETCONF]inet wigglenet forwarding on "],
+    ["none", "[NETCONF]inet wigglenet rp_filter loose "],
+    // Others' links come with what is set for new ones, and may have a reason.
+    ["none", "[NETCONF]inet veth1 forwarding off rp_filter off mc_forwarding off "],
+    ["none", "[NETCONF]inet6 veth1 forwarding off mc_forwarding off "],
+    ["none", "[NETCONF]inet6 eth1 forwarding off "],
     ["none", "[RULE]24601:\tfrom all fwmark 0x1000000/0x1000000 lookup 24601 proto 246"],
     // What was ours is gone, or another's is in its place.
     ["everything", "[ROUTE]Deleted 10.1.1.0/24 dev wigglenet proto 246"],

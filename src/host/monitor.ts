@@ -42,11 +42,15 @@ const ownRule = new RegExp(
   `^${tunnelTable}:\\s+from all fwmark ${markBit}/${markBit} lookup ${tunnelTable}\\b`,
 );
 
-/** Reads one line of `ip -o monitor label link address route rule`. */
+/** Reads one line of `ip -o monitor label link address route rule netconf`. */
 export function classify(line: string, expected: Expectation): Signal {
-  const match = /^\[(LINK|ADDR|ROUTE|RULE)\](Deleted )?(.*)$/.exec(line);
+  const match = /^\[(LINK|ADDR|ROUTE|RULE|NETCONF)\](Deleted )?(.*)$/.exec(line);
   if (match === null) return "none";
   const [, label, deleted, text = ""] = match;
+  if (label === "NETCONF") {
+    const [, place = ""] = / (\S+) .*\bforwarding off\b/.exec(text) ?? [];
+    return ["all", "default", expected.link].includes(place) ? "links" : "none";
+  }
   if (label === "RULE") {
     if (ownRule.test(text)) return deleted ? "everything" : "none";
     return text.includes(`proto ${protocol}`) && !deleted ? "everything" : "none";
@@ -123,7 +127,7 @@ export function transactionReader(ours: () => void, silent: () => void): (line: 
   };
 }
 
-export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule"];
+export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule", "netconf"];
 export const nftMonitor = ["nft", "monitor"];
 
 /** Runs until `signal` aborts; a monitor that ends is started again, and what it missed is made up for. */
