@@ -138,11 +138,55 @@ describe("requests", () => {
 
   test("reconnecting ends what is under way, and nothing that comes after", async () => {
     const client = api.client();
-    const watch = await client.open({ path: "/api/v1/nodes?watch=1&resourceVersion=101" });
-    const body = watch.text();
+    const opened = Promise.withResolvers<void>();
+    const watch = client.read({ path: "/api/v1/nodes?watch=1&resourceVersion=101" }, (response) => {
+      opened.resolve();
+      return response.text();
+    });
+    await opened.promise;
     client.reconnect();
-    await expect(body).rejects.toThrow("an address of the node is gone");
+    await expect(watch).rejects.toThrow("an address of the node is gone");
     expect(await client.json<object>({ path })).toMatchObject({ metadata: { name: "n1" } });
+  });
+
+  test("a server that takes the connection and says nothing is given up", async () => {
+    const silent = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data: () => undefined } });
+    api.client();
+    writeFileSync(join(folder, "kubeconfig"), kubeconfig({ server: `http://127.0.0.1:${silent.port}` }));
+    const client = new ApiClient(join(folder, "kubeconfig"), 100);
+    for (const asked of [
+      client.json({ path }),
+      client.read({ path, silence: 60_000 }, (response) => response.text()),
+    ])
+      await expect(asked).rejects.toThrow("no answer from the API server within 0.1 s");
+    silent.stop(true);
+  });
+
+  test("an answer that stops in the middle is given up, and one that goes on is not", async () => {
+    const words = ["a", "b", "c", "d", "e"];
+    const stream = (end: boolean) =>
+      new ReadableStream<Uint8Array>({
+        async start(controller) {
+          for (const word of words) {
+            controller.enqueue(new TextEncoder().encode(word));
+            await Bun.sleep(60);
+          }
+          if (end) controller.close();
+        },
+      });
+    const read = (end: boolean) => {
+      api.intercept = () => new Response(stream(end));
+      return api.client().read({ path, silence: 150 }, async (response, heard) => {
+        let text = "";
+        for await (const chunk of response.body ?? []) {
+          heard();
+          text += new TextDecoder().decode(chunk as Uint8Array);
+        }
+        return text;
+      });
+    };
+    expect(await read(true)).toBe("abcde");
+    await expect(read(false)).rejects.toThrow("no word from the API server for 0.15 s");
   });
 });
 

@@ -12,7 +12,15 @@ export type FakeNode = ApiObject & NodeObject;
 interface Watcher {
   selects(node: FakeNode): boolean;
   metadataOnly: boolean;
+  /** Events up to this version have been sent. */
+  sent: number;
   stream: ReadableStreamDefaultController<Uint8Array>;
+}
+
+/** What there is, and when. */
+interface Snapshot {
+  nodes: ReadonlyMap<string, FakeNode>;
+  version: number;
 }
 
 /** A Node of this name with these annotations. */
@@ -35,8 +43,10 @@ export class FakeApi implements AsyncDisposable {
   /** Answers instead of the usual, where it gives a response. */
   intercept: (url: URL, request: Request) => Response | undefined = () => undefined;
 
-  readonly #nodes = new Map<string, FakeNode>();
-  readonly #events: { version: number; type: string; node: FakeNode }[] = [];
+  #nodes = new Map<string, FakeNode>();
+  #events: { version: number; type: string; node: FakeNode }[] = [];
+  /** What the cache has; undefined: all. */
+  #cache: Snapshot | undefined;
   readonly #watchers = new Set<Watcher>();
   readonly #folder = mkdtempSync(join(tmpdir(), "wigglenet-api-"));
   #version = 100;
@@ -125,8 +135,36 @@ export class FakeApi implements AsyncDisposable {
   }
 
   bookmark(): void {
-    const metadata = { name: "", resourceVersion: String(this.#version) };
-    for (const watcher of this.#watchers) send(watcher, "BOOKMARK", { metadata });
+    const version = this.#cache?.version ?? this.#version;
+    const metadata = { name: "", resourceVersion: String(version) };
+    for (const watcher of this.#watchers) if (version > watcher.sent) send(watcher, "BOOKMARK", { metadata });
+  }
+
+  /** Something else in the cluster is written, of which no watch of Nodes tells. */
+  advance(): void {
+    this.#version += 1;
+  }
+
+  /** The cache, which serves watches and lists of resourceVersion 0, hears of nothing from now on. */
+  freezeCache(): void {
+    this.#cache = this.snapshot();
+  }
+
+  thawCache(): void {
+    this.#cache = undefined;
+    for (const watcher of this.#watchers) this.#catchUp(watcher);
+  }
+
+  snapshot(): Snapshot {
+    return { nodes: new Map(this.#nodes), version: this.#version };
+  }
+
+  /** Restores a backup: the revision goes back, and all connections end. */
+  restore({ nodes, version }: Snapshot): void {
+    this.#nodes = new Map(nodes);
+    this.#version = version;
+    this.#events = this.#events.filter((event) => event.version <= version);
+    this.drop();
   }
 
   /** Sends to all watchers what is no event of the usual kind. */
@@ -151,13 +189,14 @@ export class FakeApi implements AsyncDisposable {
     return this.#watchers.size;
   }
 
-  /** The requests so far in short: `list`, `list from 2`, `watch from 101`, `get n1`, `patch n0`. */
+  /** The requests so far in short: `revision`, `list`, `list from 2`, `watch from 101`, `get n1`, `patch n0`. */
   get said(): string[] {
     return this.requests.map(({ pathname, searchParams }, index) => {
       const method = this.headers[index]?.get("x-method") ?? "GET";
       if (method !== "GET") return `${method.toLowerCase()} ${pathname.split("/").at(-1)}`;
       if (searchParams.has("watch")) return `watch from ${searchParams.get("resourceVersion")}`;
       const token = searchParams.get("continue");
+      if (searchParams.get("limit") === "1" && !searchParams.has("fieldSelector")) return "revision";
       return pathname.endsWith("/nodes")
         ? `list${token ? ` from ${token}` : ""}`
         : `get ${pathname.split("/").at(-1)}`;
@@ -189,21 +228,12 @@ export class FakeApi implements AsyncDisposable {
     const selector = url.searchParams.get("fieldSelector")?.replace("metadata.name=", "");
     const selects = (node: FakeNode) => selector === undefined || node.metadata.name === selector;
     const metadataOnly = request.headers.get("accept")?.includes("as=PartialObjectMetadata") ?? false;
-    return url.searchParams.has("watch")
-      ? this.#watch(Number(url.searchParams.get("resourceVersion")), { selects, metadataOnly })
-      : this.#list(Number(url.searchParams.get("continue") ?? 0), selects, metadataOnly);
-  }
-
-  #list(from: number, selects: Watcher["selects"], metadataOnly: boolean): Response {
-    const all = [...this.#nodes.values()].filter(selects);
-    const to = from + this.page;
-    return Response.json({
-      items: all.slice(from, to).map((node) => shown(node, metadataOnly)),
-      metadata: {
-        resourceVersion: String(this.#version),
-        ...(to < all.length ? { continue: String(to) } : {}),
-      },
-    });
+    if (url.searchParams.has("watch"))
+      return this.#watch(Number(url.searchParams.get("resourceVersion")), { selects, metadataOnly });
+    const cached = url.searchParams.get("resourceVersion") === "0" ? this.#cache : undefined;
+    const page = url.searchParams.get("limit") === "1" ? 1 : this.page;
+    const from = Number(url.searchParams.get("continue") ?? 0);
+    return list(cached ?? this.snapshot(), from, page, selects, metadataOnly);
   }
 
   #watch(from: number, watcher: Pick<Watcher, "selects" | "metadataOnly">): Response {
@@ -211,12 +241,11 @@ export class FakeApi implements AsyncDisposable {
     let watching: Watcher | undefined;
     const body = new ReadableStream<Uint8Array>({
       start: (stream) => {
-        watching = { ...watcher, stream };
+        watching = { ...watcher, sent: from, stream };
         this.#watchers.add(watching);
         // Bun sends the headers with the first byte.
         stream.enqueue(new TextEncoder().encode("\n"));
-        for (const { version, type, node } of this.#events)
-          if (version > from && watcher.selects(node)) send(watching, type, node);
+        this.#catchUp(watching);
       },
       cancel: () => {
         if (watching) this.#watchers.delete(watching);
@@ -227,8 +256,35 @@ export class FakeApi implements AsyncDisposable {
 
   #emit(type: string, node: FakeNode): void {
     this.#events.push({ version: this.#version, type, node });
-    for (const watcher of this.#watchers) if (watcher.selects(node)) send(watcher, type, node);
+    for (const watcher of this.#watchers) this.#catchUp(watcher);
   }
+
+  // One that began at a version that is still to come hears of nothing until then, as with the real one.
+  #catchUp(watcher: Watcher): void {
+    for (const { version, type, node } of this.#events) {
+      if (version <= watcher.sent || version > (this.#cache?.version ?? version)) continue;
+      watcher.sent = version;
+      if (watcher.selects(node)) send(watcher, type, node);
+    }
+  }
+}
+
+function list(
+  { nodes, version }: Snapshot,
+  from: number,
+  page: number,
+  selects: Watcher["selects"],
+  metadataOnly: boolean,
+): Response {
+  const all = [...nodes.values()].filter(selects);
+  const to = from + page;
+  return Response.json({
+    items: all.slice(from, to).map((node) => shown(node, metadataOnly)),
+    metadata: {
+      resourceVersion: String(version),
+      ...(to < all.length ? { continue: String(to) } : {}),
+    },
+  });
 }
 
 function shown(node: FakeNode, metadataOnly: boolean): Partial<FakeNode> {

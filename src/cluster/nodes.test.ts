@@ -104,6 +104,19 @@ describe("following the Nodes", () => {
     await complete();
   });
 
+  test("a list that may be old is known, but not as all there is", async () => {
+    for (const node of [fakeNode("n0"), ours(1)]) api.put(node);
+    api.freezeCache();
+    api.put(ours(2));
+    await start();
+    await complete();
+    expect([kept(), nodes.whole]).toEqual([["n1 10.1.1.0/24 192.0.2.1"], false]);
+    const before = changes;
+    api.thawCache();
+    await until("whole", () => nodes.whole);
+    expect([kept().length, changes]).toEqual([2, before + 1]);
+  });
+
   test("heartbeats are no change, of the own Node or of others", async () => {
     await start(fakeNode("n0"), ours(1), theirs(2));
     await complete();
@@ -140,11 +153,6 @@ describe("following the Nodes", () => {
 
   describe("nodes of the other kind", () => {
     test("each is read whole, once, before the list counts as complete", async () => {
-      let answers = 0;
-      api.intercept = (url) => {
-        if (url.pathname.endsWith("/nodes/n2") && answers++ === 0) return failure(500, "try again");
-        return undefined;
-      };
       await start(fakeNode("n0"), ours(1), theirs(2), theirs(3));
       await complete();
       expect(kept()).toEqual([
@@ -152,7 +160,83 @@ describe("following the Nodes", () => {
         "n2 10.1.2.0/24 192.0.2.2",
         "n3 10.1.3.0/24 192.0.2.3",
       ]);
-      expect(api.logged).toEqual(["warn: cannot read Nodes of the other kind of agent"]);
+      expect(nodes.whole).toBe(true);
+      expect(gets().sort()).toEqual(["get n2", "get n3"]);
+      // From the watch cache, as new as what the watch told.
+      const versions = api.requests
+        .filter((url) => /nodes\/n/.test(url.pathname))
+        .map((url) => url.searchParams.get("resourceVersion"));
+      expect(versions).toEqual(["103", "104"]);
+    });
+
+    test.each<[title: string, answer: () => Response]>([
+      ["that cannot be read", () => failure(500, "cannot decode")],
+      ["that the agent may not read", () => failure(403, "forbidden")],
+      ["whose answer does not come", () => new Response(new ReadableStream())],
+      ["that is no JSON", () => new Response("<html>")],
+    ])("one %s holds nothing back, and is not known to be gone", async (_, answer) => {
+      let readable = false;
+      api.intercept = (url) => (url.pathname.endsWith("/nodes/n2") && !readable ? answer() : undefined);
+      await start(fakeNode("n0"), ours(1), theirs(2), theirs(3));
+      await complete();
+      expect(kept()).toEqual(["n1 10.1.1.0/24 192.0.2.1", "n3 10.1.3.0/24 192.0.2.3"]);
+      expect(nodes.whole).toBe(false);
+      // Others are read as ever.
+      api.put(theirs(4));
+      await until("another", () => kept().length === 3);
+      readable = true;
+      if (api.logged.length > 0) {
+        expect(api.logged).toEqual(["warn: cannot read Nodes of the other kind of agent"]);
+        await until("read at last", () => nodes.whole);
+        expect(kept()[1]).toBe("n2 10.1.2.0/24 192.0.2.2");
+        expect(api.logged.at(-1)).toBe("info: all Nodes of the other kind of agent are read");
+      }
+      api.remove("n2");
+      await until("gone", () => nodes.whole);
+    });
+
+    const many = Array.from({ length: 200 }, (_, n) => theirs(n + 1));
+    const lists = () => api.said.filter((request) => request.startsWith("list")).length;
+
+    test("many are read by a list, one of which cannot be read one by one", async () => {
+      await start(fakeNode("n0"), ...many);
+      await complete();
+      await until("whole", () => nodes.whole);
+      expect([kept().length, gets(), api.requests.length]).toEqual([200, [], 6]);
+      stop.abort();
+      await running;
+      stop = new AbortController();
+      let list = 0;
+      api.requests.length = api.headers.length = 0;
+      api.intercept = (url, request) => {
+        const whole = url.pathname.endsWith("/nodes") && request.headers.get("accept") === "application/json";
+        const own = url.searchParams.has("fieldSelector");
+        if (whole && !own) return list++ >= 0 ? failure(500, "cannot decode n7") : undefined;
+        return url.pathname.endsWith("/nodes/n7") ? failure(500, "cannot decode n7") : undefined;
+      };
+      await start();
+      await complete();
+      await until("the others", () => kept().length === 199);
+      expect([nodes.whole, list]).toEqual([false, 1]);
+    });
+
+    test("a few among many of ours are read one by one", async () => {
+      const crowd = Array.from({ length: 180 }, (_, n) => ours(n + 51));
+      await start(fakeNode("n0"), ...crowd, ...many.slice(0, 30));
+      await complete();
+      expect([kept().length, gets().length, lists()]).toEqual([210, 30, 2]);
+    });
+
+    test("of many a few are read again at each refresh, and each has its turn", async () => {
+      await start(fakeNode("n0"), ...many);
+      await complete();
+      await until("whole", () => nodes.whole);
+      for (let turn = 1; turn <= 13; turn += 1) {
+        nodes.refresh(stop.signal);
+        await until("read again", () => gets().length >= Math.min(16 * turn, 200));
+        expect(gets().length).toBe(16 * turn);
+      }
+      expect([new Set(gets()).size, lists()]).toEqual([200, 3]);
     });
 
     test("again when its annotations change", async () => {
@@ -206,11 +290,35 @@ describe("following the Nodes", () => {
       await until("of the other kind", () => kept()[0] === "n1 10.1.1.0/24 192.0.2.1");
       expect(gets()).toEqual(["get n1", "get n1"]);
     });
+  });
 
-    test("a node without any agent yet", async () => {
-      await start(fakeNode("n0"), fakeNode("n1"));
+  describe("nodes without an agent", () => {
+    test("are not read, 5,000 of them", async () => {
+      const crowd = Array.from({ length: 5_000 }, (_, n) => fakeNode(`n${n}`, { "other/key": "value" }));
+      await start(...crowd, ours(7_000 % 256));
       await complete();
-      expect(kept()).toEqual(["n1! 10.1.0.0/24 192.0.2.1"]);
+      expect([nodes.whole, kept()]).toEqual([true, ["n88 10.1.88.0/24 192.0.2.88"]]);
+      nodes.refresh(stop.signal);
+      api.put(fakeNode("n4", { "other/key": "another" }));
+      api.put(ours(3));
+      await until("the watch to have told of both", () => kept().length === 2);
+      // Of those, 11 are pages, which a real cache gives as one.
+      expect(api.requests.length).toBeLessThanOrEqual(15);
+      expect(gets()).toEqual([]);
+    });
+
+    test("become known with their annotations; and without them stay as guards, with no key", async () => {
+      await start(fakeNode("n0"), fakeNode("n1"), fakeNode("n2"));
+      await complete();
+      api.put(ours(1));
+      api.put(theirs(2));
+      await until("both", () => kept().length === 2);
+      api.put(fakeNode("n1"));
+      api.put(fakeNode("n2"));
+      await until("without their keys", () => kept().every((node) => node.includes("!")));
+      expect(kept()).toEqual(["n1! 10.1.1.0/24 192.0.2.1", "n2! 10.1.2.0/24 192.0.2.2"]);
+      api.remove("n1");
+      await until("gone", () => kept().length === 1);
     });
   });
 
@@ -233,11 +341,12 @@ describe("following the Nodes", () => {
       const seen = new Set<string>();
       api.remove("n1");
       api.put(fakeNode("n1"));
-      await until("read as one without an agent", () => gets().length === 1);
-      seen.add(kept().join());
+      api.put(ours(3));
+      await until("the watch to have told of it", () => kept().length === 2);
+      seen.add(kept()[0] ?? "");
       api.put(ours(1));
       api.put(ours(2));
-      await until("the last", () => kept().length === 2);
+      await until("the last", () => kept().length === 3);
       await Bun.sleep(grace + 50);
       seen.add(kept()[0] ?? "");
       expect([...seen]).toEqual(["n1 10.1.1.0/24 192.0.2.1"]);

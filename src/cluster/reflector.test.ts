@@ -15,6 +15,9 @@ test.each<[failures: number, least: number, most: number]>([
   expect([backoff(failures, 0), backoff(failures, 1)]).toEqual([least, most]);
 });
 
+const bookmarkLine = `{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"103"}}}\n`;
+const errorLine = `{"type":"ERROR","object":{"kind":"Status","code":500,"message":"no leader"}}\n`;
+
 test("lines, however they arrive, and characters of several bytes", async () => {
   const bytes = new TextEncoder().encode(`{"a":"é"}\n\n{"b":1}\nhalf`);
   const oneByOne = new ReadableStream<Uint8Array>({
@@ -36,13 +39,22 @@ describe("following", () => {
   let told: string[];
   /** How long a row of attempts was when it was waited. */
   let waits: number[];
+  /** Throws where the follower is at fault. */
+  let fault: (word: string) => void;
 
   beforeEach(() => {
     api = new FakeApi(fakeNode("n1"), fakeNode("n2"), fakeNode("n3"));
     stop = new AbortController();
     told = [];
     waits = [];
+    fault = () => undefined;
   });
+
+  const names = (items: ApiObject[]) => items.map((item) => item.metadata.name).join(",");
+  function tell(word: string): void {
+    fault(word);
+    told.push(word);
+  }
 
   afterEach(async () => {
     stop.abort();
@@ -55,14 +67,17 @@ describe("following", () => {
     running = follow<ApiObject>(
       collection,
       {
-        replaced: (items) => told.push(`=${items.map((item) => item.metadata.name).join(",")}`),
-        changed: (item) => told.push(`+${item.metadata.name}`),
-        removed: (item) => told.push(`-${item.metadata.name}`),
+        provisional: (items) => told.push(`?${names(items)}`),
+        replaced: (items) => tell(`=${names(items)}`),
+        changed: (item) => tell(`+${item.metadata.name}`),
+        removed: (item) => tell(`-${item.metadata.name}`),
       },
       stop.signal,
       {
         silence: 60_000,
         brief: 0,
+        catchUp: 1,
+        restored: 0,
         wait: (attempts) => {
           waits.push(attempts);
           return 1;
@@ -80,15 +95,16 @@ describe("following", () => {
     start();
     await until("watching", () => api.watching === 1);
     expect(told).toEqual(["=n1,n2,n3"]);
-    expect(api.said).toEqual(["list", "list from 2", "watch from 103"]);
-    const [list, , watch] = api.requests.map(({ searchParams }) => searchParams);
-    expect(list?.get("limit")).toBe("500");
+    expect(api.said).toEqual(["revision", "list", "list from 2", "watch from 103"]);
+    const [, list, next, watch] = api.requests.map(({ searchParams }) => searchParams);
+    // From the watch cache, which a continue token is not.
+    expect([list?.get("resourceVersion"), next?.get("resourceVersion")]).toEqual(["0", null]);
     expect(watch?.get("allowWatchBookmarks")).toBe("true");
     expect(Number(watch?.get("timeoutSeconds"))).toBeWithin(300, 601);
     expect(api.headers[0]?.get("accept")).toBe(
       "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
     );
-    expect(api.headers[2]?.get("accept")).toBe(
+    expect(api.headers[3]?.get("accept")).toBe(
       "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
     );
   });
@@ -159,7 +175,8 @@ describe("following", () => {
     };
     start();
     await toBeTold("=n1,n2,n3");
-    expect(api.said.slice(0, 4)).toEqual(["list", "list from 2", "list", "list from 2"]);
+    const attempt = ["revision", "list", "list from 2"];
+    expect(api.said.slice(0, 6)).toEqual([...attempt, ...attempt]);
   });
 
   test("410 for ever is waited for, and not a new list each time at once", async () => {
@@ -273,6 +290,7 @@ describe("following", () => {
     await until("watching", () => api.watching === 1);
     for (let word = 0; word < 8; word += 1) {
       await Bun.sleep(150);
+      api.advance();
       api.bookmark();
     }
     expect(api.said.filter((request) => request.startsWith("watch"))).toHaveLength(1);
@@ -282,6 +300,193 @@ describe("following", () => {
     );
     api.put(fakeNode("n4"));
     await toBeTold("=n1,n2,n3", "+n4");
+  });
+
+  describe("a cache that is behind", () => {
+    test("its list counts as complete once the watch has reached the revision: by an event", async () => {
+      api.freezeCache();
+      api.remove("n1");
+      api.put(fakeNode("n4"));
+      start();
+      await until("watching", () => api.watching === 1);
+      expect(told).toEqual(["?n1,n2,n3"]);
+      api.thawCache();
+      await toBeTold("?n1,n2,n3", "=n2,n3,n4");
+      api.put(fakeNode("n5"));
+      await toBeTold("?n1,n2,n3", "=n2,n3,n4", "+n5");
+    });
+
+    test("or by a bookmark, for which the watch is short; then by one of the usual length", async () => {
+      api.freezeCache();
+      api.advance();
+      start();
+      await until("watching", () => api.watching === 1);
+      api.thawCache();
+      api.bookmark();
+      await toBeTold("?n1,n2,n3", "=n1,n2,n3");
+      api.end();
+      await until("watching again", () => api.said.at(-1) === "watch from 104");
+      const seconds = api.requests.map((url) => url.searchParams.get("timeoutSeconds")).filter(Boolean);
+      expect(seconds.map((each) => Number(each) > 1)).toEqual([false, true]);
+    });
+
+    test("in the place of a watch that expired nothing of its list is told before, and events are kept", async () => {
+      start();
+      await until("watching", () => api.watching === 1);
+      api.freezeCache();
+      api.remove("n2");
+      api.put(fakeNode("n4"));
+      api.put(fakeNode("n5"));
+      api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}\n`);
+      await until("listed again", () => lists() === 2);
+      await until("watching", () => api.watching === 1);
+      expect(told).toEqual(["=n1,n2,n3"]);
+      api.thawCache();
+      await toBeTold("=n1,n2,n3", "=n1,n3,n4,n5");
+    });
+
+    test("that never says how far it is leaves what is known as it is", async () => {
+      api.freezeCache();
+      api.advance();
+      start();
+      for (let round = 0; round < 3; round += 1) {
+        await until("watching", () => api.watching === 1);
+        api.end();
+      }
+      await until("watching", () => api.watching === 1);
+      expect([told, lists()]).toEqual([["?n1,n2,n3"], 1]);
+    });
+  });
+
+  describe("a revision that went back, as after a restore", () => {
+    const back = "warn: the API server's revision went back";
+    const warned = () => api.logged.filter((line) => line.startsWith(back));
+
+    test("is noticed when the connection ends, and what nodes say is taken over when they had time to say it anew", async () => {
+      start({ restored: 400 });
+      await until("watching", () => api.watching === 1);
+      const backup = api.snapshot();
+      api.put(fakeNode("n4"));
+      api.put(fakeNode("n5"));
+      api.remove("n1");
+      await toBeTold("=n1,n2,n3", "+n4", "+n5", "-n1");
+      const before = told.length;
+      api.restore(backup);
+      await until("noticed", () => warned().length === 1);
+      await until("watching", () => api.watching === 1);
+      // Its kubelet registers n4 anew.
+      api.put(fakeNode("n4"));
+      await Bun.sleep(150);
+      expect(told.slice(before)).toEqual([]);
+      await until("watching", () => api.watching === 1);
+      await until("taken over", () => {
+        api.advance();
+        api.bookmark();
+        return told.length > before;
+      });
+      expect(told.slice(before)).toEqual(["=n1,n2,n3,n4"]);
+      api.put(fakeNode("n6"));
+      await until("on", () => told.at(-1) === "+n6");
+      expect(warned()).toHaveLength(1);
+    });
+
+    test("is noticed after a silence, too, where the connection stays", async () => {
+      start({ silence: 300 });
+      await until("watching", () => api.watching === 1);
+      for (let n = 4; n < 9; n += 1) api.put(fakeNode(`n${n}`));
+      await until("told", () => told.at(-1) === "+n8");
+      // The server answers by what it has now, and the watch hears of nothing.
+      api.intercept = (url) =>
+        url.searchParams.has("watch")
+          ? undefined
+          : Response.json({ items: [fakeNode("n2")], metadata: { resourceVersion: "90" } });
+      await until("noticed", () => warned().length === 1);
+      await until("taken over", () => told.at(-1) === "=n2");
+    });
+
+    test("a server that is only behind the others is none", async () => {
+      start();
+      await until("watching", () => api.watching === 1);
+      api.put(fakeNode("n4"));
+      await toBeTold("=n1,n2,n3", "+n4");
+      api.freezeCache();
+      api.put(fakeNode("n5"));
+      api.end();
+      await until("watching", () => api.watching === 1);
+      api.thawCache();
+      await toBeTold("=n1,n2,n3", "+n4", "+n5");
+      expect([warned(), lists()]).toEqual([[], 1]);
+    });
+  });
+
+  describe("a follower that throws", () => {
+    const faults = () => api.logged.filter((line) => line.startsWith("error: "));
+
+    test("is logged once, and has the event again; others are told meanwhile", async () => {
+      let broken = true;
+      fault = (word) => {
+        if (word === "+n4" && broken) throw new Error("a bug");
+      };
+      start();
+      await until("watching", () => api.watching === 1);
+      api.put(fakeNode("n4"));
+      for (const name of ["n5", "n6", "n7"]) api.put(fakeNode(name));
+      await toBeTold("=n1,n2,n3", "+n5", "+n6", "+n7");
+      expect(faults()).toHaveLength(1);
+      broken = false;
+      api.put(fakeNode("n8"));
+      await toBeTold("=n1,n2,n3", "+n5", "+n6", "+n7", "+n4", "+n8");
+      expect([faults().length, waits, lists()]).toEqual([1, [], 1]);
+    });
+
+    test("of one object it has what is newest", async () => {
+      fault = (word) => {
+        if (word === "+n4") throw new Error("a bug");
+      };
+      start();
+      await until("watching", () => api.watching === 1);
+      api.put(fakeNode("n4"));
+      api.remove("n4");
+      api.put(fakeNode("n5"));
+      await toBeTold("=n1,n2,n3", "-n4", "+n5");
+    });
+
+    test("at a list: it has the list again, with what happened meanwhile", async () => {
+      let broken = true;
+      fault = (word) => {
+        if (word.startsWith("=") && broken) throw new Error("a bug");
+      };
+      start();
+      await until("watching", () => api.watching === 1);
+      expect([told, faults().length]).toEqual([[], 1]);
+      api.put(fakeNode("n4"));
+      broken = false;
+      await until("told again", () => {
+        api.advance();
+        api.bookmark();
+        return told.length > 0;
+      });
+      expect([told, faults().length, lists()]).toEqual([["=n1,n2,n3,n4"], 1, 1]);
+    });
+  });
+
+  test("memory and connections stay as they are over 1,000 reconnects", async () => {
+    api.intercept = (url) => {
+      if (!url.searchParams.has("watch")) return undefined;
+      // Ended by the server, in the middle of a line, with an error and without an event.
+      const ends = [bookmarkLine, `${bookmarkLine}{"type":`, errorLine, ""];
+      return new Response(ends[api.requests.length % ends.length]);
+    };
+    api.client();
+    const child = Bun.spawn([process.execPath, `${import.meta.dirname}/fixtures/reconnects.ts`], {
+      env: { ...process.env, KUBECONFIG: api.kubeconfig },
+      stdout: "pipe",
+      stderr: "inherit",
+    });
+    const [early, late] = JSON.parse(await child.stdout.text()) as { rss: number; sockets: number }[];
+    expect(late!.sockets).toBeLessThanOrEqual(early!.sockets + 2);
+    // In MB.
+    expect(late!.rss - early!.rss).toBeLessThan(8);
   });
 
   test("it ends when it is told to, in a wait too", async () => {
