@@ -12,6 +12,8 @@ export interface ApiRequest {
   accept?: string;
   contentType?: string;
   body?: string;
+  /** Milliseconds without a byte of the answer's body after which it is given up. Default 30 s. */
+  silence?: number;
   signal?: AbortSignal;
 }
 
@@ -25,15 +27,22 @@ export class ApiError extends Error {
   }
 }
 
-const requestTimeout = 30_000;
+/** Milliseconds within which an answer begins, and in which an answer that is read whole has more to say. */
+const patience = 30_000;
 
 export class ApiClient {
   readonly server: string;
   readonly #kubeConfig = new KubeConfig();
+  readonly #statusLimit: number;
   #connections = new AbortController();
 
-  /** @param path a kubeconfig file, or undefined for the in-cluster service account. Throws an Error that names the remedy. */
-  constructor(path: string | undefined) {
+  /**
+   * Throws an Error that names the remedy.
+   * @param path a kubeconfig file, or undefined for the in-cluster service account
+   * @param statusLimit milliseconds within which an answer has to begin
+   */
+  constructor(path: string | undefined, statusLimit = patience) {
+    this.#statusLimit = statusLimit;
     if (path !== undefined) loadKubeconfig(this.#kubeConfig, path);
     else if (process.env.KUBERNETES_SERVICE_HOST) this.#kubeConfig.loadFromCluster();
     else throw new Error("no API server: outside a pod, set KUBECONFIG or --kubeconfig to a kubeconfig file");
@@ -48,8 +57,44 @@ export class ApiClient {
     this.#connections = new AbortController();
   }
 
-  /** Starts a request and gives the response as soon as its status is known; throws `ApiError` for any but 2xx. */
-  async open(request: ApiRequest): Promise<Response> {
+  /**
+   * Sends a request and has its answer read; the connection is ended when that is done. Throws `ApiError` for any status but
+   * 2xx.
+   * @param consume reads the body, and calls `heard` for each part of it
+   */
+  async read<T>(
+    request: ApiRequest,
+    consume: (response: Response, heard: () => void) => Promise<T>,
+  ): Promise<T> {
+    const ending = new AbortController();
+    const sources = [this.#connections.signal, ...(request.signal ? [request.signal] : [])];
+    const end = () => ending.abort(sources.find((source) => source.aborted)?.reason);
+    // These outlive many requests: what listens to them must not stay.
+    for (const source of sources) source.addEventListener("abort", end);
+    if (sources.some((source) => source.aborted)) end();
+    const giveUp = (ms: number, what: string) =>
+      setTimeout(() => ending.abort(new Error(`${what} ${ms / 1_000} s`)), ms);
+    let timer = giveUp(this.#statusLimit, "no answer from the API server within");
+    try {
+      const response = await this.#send(request, ending.signal);
+      clearTimeout(timer);
+      timer = giveUp(request.silence ?? patience, "no word from the API server for");
+      if (!response.ok)
+        throw new ApiError(response.status, describeFailure(request, response.status, await response.text()));
+      return await consume(response, () => timer.refresh());
+    } finally {
+      clearTimeout(timer);
+      for (const source of sources) source.removeEventListener("abort", end);
+      ending.abort();
+    }
+  }
+
+  /** One whole JSON answer. */
+  async json<T>(request: ApiRequest): Promise<T> {
+    return await this.read(request, async (response) => (await response.json()) as T);
+  }
+
+  async #send(request: ApiRequest, signal: AbortSignal): Promise<Response> {
     // Asked anew for each request: tokens and certificates are rotated under us.
     const options: RequestOptions & { servername?: string } = {};
     await this.#kubeConfig.applyToHTTPSOptions(options);
@@ -61,11 +106,11 @@ export class ApiClient {
     if (tokenFile) headers.set("Authorization", `Bearer ${readFileSync(tokenFile, "utf8").trim()}`);
     if (options.auth) headers.set("Authorization", `Basic ${btoa(options.auth)}`);
     if (request.contentType) headers.set("Content-Type", request.contentType);
-    const response = await fetch(this.server + request.path, {
+    return await fetch(this.server + request.path, {
       method: request.method ?? "GET",
       headers,
       ...(request.body === undefined ? {} : { body: request.body }),
-      signal: AbortSignal.any([this.#connections.signal, ...(request.signal ? [request.signal] : [])]),
+      signal,
       // A few requests an hour are not worth a pool, whose connections may be dead when they are needed.
       keepalive: false,
       tls: {
@@ -76,16 +121,6 @@ export class ApiClient {
         ...(options.rejectUnauthorized === false ? { rejectUnauthorized: false } : {}),
       },
     });
-    if (response.ok) return response;
-    throw new ApiError(response.status, describeFailure(request, response.status, await response.text()));
-  }
-
-  /** One whole JSON answer. */
-  async json<T>(request: ApiRequest): Promise<T> {
-    const timeout = AbortSignal.timeout(requestTimeout);
-    const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout;
-    const response = await this.open({ ...request, signal });
-    return (await response.json()) as T;
   }
 }
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import pino from "pino";
 import type { NodeObject } from "../plan/node.ts";
 import { ApiClient } from "./client.ts";
-import type { ApiObject } from "./reflector.ts";
+import type { ApiObject } from "./list.ts";
 
 export type FakeNode = ApiObject & NodeObject;
 
@@ -230,7 +230,8 @@ export class FakeApi implements AsyncDisposable {
     const metadataOnly = request.headers.get("accept")?.includes("as=PartialObjectMetadata") ?? false;
     if (url.searchParams.has("watch"))
       return this.#watch(Number(url.searchParams.get("resourceVersion")), { selects, metadataOnly });
-    const cached = url.searchParams.get("resourceVersion") === "0" ? this.#cache : undefined;
+    const fromCache = url.searchParams.get("resourceVersion") === "0" || url.searchParams.has("continue");
+    const cached = fromCache ? this.#cache : undefined;
     const page = url.searchParams.get("limit") === "1" ? 1 : this.page;
     const from = Number(url.searchParams.get("continue") ?? 0);
     return list(cached ?? this.snapshot(), from, page, selects, metadataOnly);

@@ -1,25 +1,18 @@
 /** Follows the Nodes: the own one whole, the others by their metadata, and keeps what the plan needs of each. */
 import type { Logger } from "pino";
-import { fromAnnotations, fromNode, type NodeObject, type NodeRecord, saysAll } from "../plan/node.ts";
-import { type ApiClient, ApiError } from "./client.ts";
-import { type ApiObject, backoff, follow } from "./reflector.ts";
+import { annotation, fromAnnotations, type NodeObject, type NodeRecord, saysAll } from "../plan/node.ts";
+import type { ApiClient } from "./client.ts";
+import type { ApiObject } from "./list.ts";
+import { follow } from "./reflector.ts";
+import { WholeNodes } from "./wholenodes.ts";
 
 const nodes = "/api/v1/nodes";
-const readsAtOnce = 16;
 /**
  * Milliseconds for which a node that left, or lost its key, stays as it was: a Node that is deleted and made anew has
  * its annotations back in a moment, and a peer that is taken away and put back has forgotten its session, so that the
  * other end's packets are lost for 15 s, until WireGuard notices.
  */
 const grace = 3_000;
-
-/** What was read of a Node whose annotations do not say all. */
-interface Reading {
-  /** Those that were read with it; undefined: it is to be read. */
-  annotations: string | undefined;
-  /** How often it was to be read: a change while the answer is on its way has it asked for again. */
-  changes: number;
-}
 
 export class ClusterNodes {
   /** The own Node, as it was last: one that is deleted is missed in the log, and what it had stays. */
@@ -32,14 +25,25 @@ export class ClusterNodes {
     return this.#listed && this.own !== undefined;
   }
 
+  /**
+   * Whether all of it is known: the list is none that may be old, and each node was read. Until then nothing may be taken away
+   * from the host for what is missing here.
+   */
+  get whole(): boolean {
+    return this.#fresh && !this.#wholeNodes.incomplete;
+  }
+
   readonly #client: ApiClient;
   readonly #ownName: string;
   readonly #log: Logger;
   readonly #changed: () => void;
   #listed = false;
-  /** Nodes whose annotations do not say all. */
-  readonly #ofOtherKind = new Map<string, Reading>();
-  #reading: Promise<void> | undefined;
+  #fresh = false;
+  /** How many Nodes there are besides the own one, with an agent or without. */
+  #total = 0;
+  /** Those whose annotations do not say all. */
+  readonly #wholeNodes: WholeNodes;
+  #wasWhole = false;
   /** Whether `others` changed since that was last told. */
   #untold = false;
   readonly #grace: number;
@@ -59,15 +63,24 @@ export class ClusterNodes {
     this.#ownName = options.ownName;
     this.#log = options.log;
     this.#changed = options.changed;
+    this.#wholeNodes = new WholeNodes({
+      client: options.client,
+      path: nodes,
+      log: options.log,
+      read: (name, record) => {
+        this.#set(name, record);
+        this.#tell();
+      },
+      total: () => this.#total,
+    });
   }
 
   /** Runs until `signal` aborts. */
   async run(signal: AbortSignal): Promise<void> {
     const collection = { client: this.#client, path: nodes, log: this.#log };
-    const fieldSelector = `metadata.name=${this.#ownName}`;
     await Promise.all([
       follow<ApiObject & NodeObject>(
-        { ...collection, fieldSelector },
+        { ...collection, name: this.#ownName },
         {
           replaced: ([node]) => this.#setOwn(node),
           changed: (node) => this.#setOwn(node),
@@ -76,16 +89,20 @@ export class ClusterNodes {
         signal,
       ),
       follow<ApiObject>(
-        { ...collection, metadataOnly: true },
+        { ...collection, metadataOnly: true, keep: essence },
         {
-          replaced: (items) => this.#replace(items, signal),
+          provisional: (items) => this.#replace(items, signal),
+          replaced: (items) => {
+            this.#fresh = true;
+            this.#replace(items, signal);
+          },
           changed: (item) => {
             this.#note(item);
             this.#tell();
-            this.#settle(signal);
+            this.#wholeNodes.read(signal);
           },
           removed: (item) => {
-            this.#ofOtherKind.delete(item.metadata.name);
+            this.#wholeNodes.forget(item.metadata.name);
             this.#set(item.metadata.name, undefined);
             this.#tell();
           },
@@ -95,10 +112,10 @@ export class ClusterNodes {
     ]);
   }
 
-  /** Reads the Nodes of the other kind again: their status may have changed without a change of their metadata. */
+  /** Reads some Nodes of the other kind again: their status may have changed without a change of their metadata. */
   refresh(signal: AbortSignal): void {
-    for (const reading of this.#ofOtherKind.values()) reading.annotations = undefined;
-    if (this.#listed) this.#settle(signal);
+    this.#wholeNodes.refresh();
+    if (this.#listed) this.#wholeNodes.read(signal);
   }
 
   /** The node's addresses changed: follows on by new connections, from where it was. */
@@ -143,21 +160,27 @@ export class ClusterNodes {
 
   #replace(items: ApiObject[], signal: AbortSignal): void {
     const present = new Set(items.map((item) => item.metadata.name));
-    for (const name of [...this.others.keys(), ...this.#ofOtherKind.keys()])
+    this.#total = present.size;
+    for (const name of [...this.others.keys(), ...this.#wholeNodes.names])
       if (!present.has(name)) {
         this.#set(name, undefined);
-        this.#ofOtherKind.delete(name);
+        this.#wholeNodes.forget(name);
       }
     for (const item of items) this.#note(item);
-    this.#settle(signal, () => {
+    if (this.#listed) this.#tell();
+    void this.#wholeNodes.settle(signal).then(() => {
+      if (signal.aborted) return;
       this.#untold ||= !this.#listed;
       this.#listed = true;
+      this.#tell();
     });
   }
 
   // Nodes' heartbeats are changes of their metadata too, hundreds a second in a large cluster.
   #tell(): void {
-    if (!this.#untold) return;
+    this.#untold ||= this.whole !== this.#wasWhole;
+    this.#wasWhole = this.whole;
+    if (!this.#untold || !this.#listed) return;
     this.#untold = false;
     this.#changed();
   }
@@ -185,72 +208,40 @@ export class ClusterNodes {
   #note(item: ApiObject): void {
     const { name, annotations } = item.metadata;
     if (name === this.#ownName) return;
-    if (saysAll(annotations)) {
-      this.#ofOtherKind.delete(name);
+    if (!hasAgent(annotations)) {
+      this.#wholeNodes.forget(name);
+      // One that had an agent may still have pods: nobody's packets to them are to leave in the clear.
+      const known = this.others.get(name);
+      this.#set(name, known && withoutKey(known));
+    } else if (saysAll(annotations)) {
+      this.#wholeNodes.forget(name);
       this.#set(name, fromAnnotations(item));
-      return;
-    }
-    const reading = this.#ofOtherKind.get(name) ?? { annotations: undefined, changes: 0 };
-    this.#ofOtherKind.set(name, reading);
-    if (reading.annotations === JSON.stringify(annotations ?? {})) return;
-    reading.annotations = undefined;
-    reading.changes += 1;
+    } else this.#wholeNodes.note(item);
   }
+}
 
-  /** Reads what is to be read whole, then tells of the change. */
-  #settle(signal: AbortSignal, then?: () => void): void {
-    const before = this.#reading ?? Promise.resolve();
-    const reading = before
-      .then(() => this.#readWhole(signal))
-      .then(() => {
-        if (signal.aborted) return;
-        then?.();
-        this.#tell();
-      });
-    this.#reading = reading;
-  }
+const ours: string[] = Object.values(annotation);
 
-  async #readWhole(signal: AbortSignal): Promise<void> {
-    for (let failures = 0; !signal.aborted; ) {
-      const names = [...this.#ofOtherKind]
-        .filter(([, { annotations }]) => annotations === undefined)
-        .map(([name]) => name);
-      if (names.length === 0) return;
-      try {
-        for (let from = 0; from < names.length; from += readsAtOnce)
-          await Promise.all(
-            names.slice(from, from + readsAtOnce).map((name) => this.#readNode(name, signal)),
-          );
-        return;
-      } catch (error) {
-        failures += 1;
-        if (failures === 1)
-          this.#log.warn({ error: (error as Error).message }, "cannot read Nodes of the other kind of agent");
-        await Bun.sleep(backoff(failures, Math.random()));
-      }
-    }
-  }
+/** An agent of either kind annotates its Node; of one without there is nothing to know. */
+function hasAgent(annotations: Record<string, string> | undefined): boolean {
+  return ours.some((name) => annotations?.[name] !== undefined);
+}
 
-  async #readNode(name: string, signal: AbortSignal): Promise<void> {
-    const reading = this.#ofOtherKind.get(name);
-    const changes = reading?.changes;
-    try {
-      const node = await this.#client.json<ApiObject & NodeObject>({
-        path: `${nodes}/${encodeURIComponent(name)}`,
-        signal,
-      });
-      // It may have left, or have become one of our kind, while the answer was on its way.
-      if (reading === undefined || this.#ofOtherKind.get(name) !== reading) return;
-      const record = saysAll(node.metadata.annotations) ? fromAnnotations(node) : fromNode(node);
-      // Its pod CIDRs may still be allocated, which no annotation will tell: any change of it has it read again.
-      if (reading.changes === changes)
-        reading.annotations =
-          record.podCidrs.length > 0 ? JSON.stringify(node.metadata.annotations ?? {}) : "";
-      this.#set(name, record);
-    } catch (error) {
-      if (!(error instanceof ApiError && error.status === 404)) throw error;
-      this.#ofOtherKind.delete(name);
-      this.#set(name, undefined);
-    }
-  }
+function withoutKey({ publicKey: _, ...record }: NodeRecord): NodeRecord {
+  return { ...record, clearToNodes: false, problems: [] };
+}
+
+/** What counts of a Node's metadata, a tenth of it. */
+function essence({ metadata }: ApiObject): ApiObject {
+  const { name, resourceVersion, creationTimestamp, annotations = {} } = metadata;
+  return {
+    metadata: {
+      name,
+      ...(resourceVersion === undefined ? {} : { resourceVersion }),
+      ...(creationTimestamp === undefined ? {} : { creationTimestamp }),
+      annotations: Object.fromEntries(
+        ours.flatMap((key) => (annotations[key] === undefined ? [] : [[key, annotations[key]]])),
+      ),
+    },
+  };
 }

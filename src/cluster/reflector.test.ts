@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { FakeApi, failure, fakeNode, until } from "./fake-api.ts";
-import { type ApiObject, backoff, follow, lines, type Timing } from "./reflector.ts";
+import type { ApiObject } from "./list.ts";
+import { backoff, follow, lines, type Timing } from "./reflector.ts";
 
 setDefaultTimeout(30_000);
 

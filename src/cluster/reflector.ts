@@ -1,31 +1,30 @@
-/** Follows one collection of objects: a paged list, then a watch with bookmarks, for ever. */
+/**
+ * Follows one collection of objects: a list, then a watch with bookmarks, for ever. The list is the API server's cache's,
+ * which costs etcd nothing but may be old: it counts once the watch has reached the version that etcd had. (A streamed list,
+ * `sendInitialEvents`, would say that itself, but API servers of 1.30 and 1.33 do not have it.)
+ */
 import { setTimeout } from "node:timers/promises";
 import type { Logger } from "pino";
 import { type ApiClient, ApiError } from "./client.ts";
+import { type ApiObject, currentVersion, isOlder, readList } from "./list.ts";
 
-/** What every object has. */
-export interface ApiObject {
-  metadata: {
-    name: string;
-    resourceVersion?: string;
-    creationTimestamp?: string;
-    labels?: Record<string, string>;
-    annotations?: Record<string, string>;
-  };
-}
-
-export interface Collection {
+export interface Collection<T> {
   client: ApiClient;
   /** Such as `/api/v1/nodes`. */
   path: string;
-  fieldSelector?: string;
+  /** The one object to follow, by its name: that is read from etcd, as it costs but one key. */
+  name?: string;
   /** Metadata alone instead of whole objects: a sixth of the size for a Node. */
   metadataOnly?: boolean;
+  /** What is kept of an object while it waits to be told. Default: all. */
+  keep?(object: T): T;
   log: Logger;
 }
 
 export interface Follower<T> {
-  /** The complete collection, at the start and after each gap. */
+  /** A list that may be old, at the start: what it does not have may be there, and what it has may be gone. */
+  provisional?(items: T[]): void;
+  /** The complete collection, and none that is old: at the start and after each gap. */
   replaced(items: T[]): void;
   changed(item: T): void;
   removed(item: T): void;
@@ -36,48 +35,45 @@ export interface Timing {
   silence: number;
   /** Milliseconds that a watch lasts at least if all is well. */
   brief: number;
+  /** Seconds that a watch lasts while a list waits for it: near its end the API server says how far it is. */
+  catchUp: number;
+  /** Milliseconds for which nothing is taken over after the versions went back. */
+  restored: number;
   /** Milliseconds to wait after so many attempts in a row that failed or were brief. */
   wait(attempts: number): number;
 }
 
-const pageSize = 500;
 const watchSeconds = 300;
 const usual: Timing = {
   // The API server sends a bookmark about once a minute: silence for longer means a dead connection.
   silence: 150_000,
   brief: 5_000,
+  catchUp: 5,
+  // Every agent has noticed by then, after a silence at the latest, and has annotated its Node anew.
+  restored: 300_000,
   wait: (attempts) => backoff(attempts, Math.random()),
 };
 
 /** Runs until `signal` aborts. An API server that is away is waited for; what is known stays as it is meanwhile. */
 export async function follow<T extends ApiObject>(
-  collection: Collection,
+  collection: Collection<T>,
   follower: Follower<T>,
   signal: AbortSignal,
   timing: Timing = usual,
 ): Promise<void> {
+  const reflector = new Reflector(collection, follower, signal, timing);
   const { path, log } = collection;
-  let version: string | undefined;
   let attempts = 0;
   let told = false;
   while (!signal.aborted) {
     let openedAt = Number.POSITIVE_INFINITY;
     let trouble: Error | undefined;
     try {
-      if (version === undefined) {
-        const list = await listAll<T>(collection, signal);
-        version = list.version;
-        follower.replaced(list.items);
-      }
-      await watch(collection, version, follower, signal, timing.silence, {
-        opened: () => {
-          openedAt = performance.now();
-          if (told) log.info({ path }, "the API server is back");
-          told = false;
-        },
-        reached: (reached) => {
-          version = reached;
-        },
+      await reflector.synchronise();
+      await reflector.watch(() => {
+        openedAt = performance.now();
+        if (told) log.info({ path }, "the API server is back");
+        told = false;
       });
     } catch (error) {
       trouble = error as Error;
@@ -85,8 +81,8 @@ export async function follow<T extends ApiObject>(
     if (signal.aborted) return;
     // Our version is older than what the server remembers: not a fault, but a new list is needed.
     const expired = trouble instanceof ApiError && trouble.status === 410;
-    if (expired) version = undefined;
-    const brief = performance.now() - openedAt < timing.brief || openedAt === Number.POSITIVE_INFINITY;
+    if (expired) reflector.expire();
+    const brief = !(performance.now() - openedAt >= Math.min(timing.brief, reflector.leastMs));
     if (!brief) attempts = 0;
     if (!brief && (trouble === undefined || expired)) continue;
     // A server, or a proxy, that ends each watch at once is not to be asked in a tight loop.
@@ -106,70 +102,206 @@ export function backoff(failures: number, random: number): number {
   return Math.round(whole / 2 + (whole / 2) * random);
 }
 
-async function listAll<T>(
-  collection: Collection,
-  signal: AbortSignal,
-): Promise<{ items: T[]; version: string }> {
-  const items: T[] = [];
-  let token = "";
-  for (;;) {
-    const page = await collection.client.json<{
-      items?: T[];
-      metadata: { resourceVersion: string; continue?: string };
-    }>({
-      path: `${collection.path}?${query(collection, { limit: String(pageSize), ...(token ? { continue: token } : {}) })}`,
-      accept: accept(collection, "PartialObjectMetadataList"),
-      signal,
-    });
-    items.push(...(page.items ?? []));
-    token = page.metadata.continue ?? "";
-    if (token === "") return { items, version: page.metadata.resourceVersion };
-  }
+/** A list that is not told yet, with what happened since. */
+interface Pending<T> {
+  items: Map<string, T>;
+  /** It counts once the watch has reached this. */
+  version: string;
 }
 
-/** Runs until the server ends the watch, or the connection drops after something was delivered. */
-async function watch<T extends ApiObject>(
-  collection: Collection,
-  from: string,
-  follower: Follower<T>,
-  signal: AbortSignal,
-  silenceLimit: number,
-  on: { opened(): void; reached(version: string): void },
-): Promise<void> {
-  const silence = new AbortController();
-  const timer = globalThis.setTimeout(
-    () => silence.abort(new Error(`no word from the API server for ${silenceLimit / 1000} s`)),
-    silenceLimit,
-  );
-  let delivered = false;
-  try {
-    const response = await collection.client.open({
-      path: `${collection.path}?${query(collection, {
-        watch: "1",
-        allowWatchBookmarks: "true",
-        resourceVersion: from,
-        // Spread, so that a cluster's agents do not all come back in the same second.
-        timeoutSeconds: String(Math.round(watchSeconds * (1 + Math.random()))),
-      })}`,
-      accept: accept(collection, "PartialObjectMetadata"),
-      signal: AbortSignal.any([signal, silence.signal]),
-    });
-    on.opened();
-    for await (const line of lines(response)) {
-      timer.refresh();
-      const event = JSON.parse(line) as { type: string; object: T & { code?: number; message?: string } };
-      if (event.type === "ERROR")
-        throw new ApiError(event.object.code ?? 500, event.object.message ?? "the watch failed");
-      if (event.type === "ADDED" || event.type === "MODIFIED") follower.changed(event.object);
-      else if (event.type === "DELETED") follower.removed(event.object);
-      if (event.object.metadata.resourceVersion) on.reached(event.object.metadata.resourceVersion);
-      delivered = true;
+interface WatchEvent<T> {
+  type: string;
+  object: T & { code?: number; message?: string };
+}
+
+class Reflector<T extends ApiObject> {
+  readonly #collection: Collection<T>;
+  readonly #follower: Follower<T>;
+  readonly #signal: AbortSignal;
+  readonly #timing: Timing;
+  /** How far we are; undefined: a list is needed. */
+  #version: string | undefined;
+  #pending: Pending<T> | undefined;
+  /** Until then no list is told, in milliseconds of performance.now(). */
+  #notBefore = 0;
+  /** Whether the follower has a list, be it a provisional one. */
+  #known = false;
+  /** By name, what the follower has not taken as it threw. */
+  readonly #refused = new Map<string, () => void>();
+  #complained = false;
+  /** Milliseconds that the last watch lasts if all is well. */
+  leastMs = Number.POSITIVE_INFINITY;
+
+  constructor(collection: Collection<T>, follower: Follower<T>, signal: AbortSignal, timing: Timing) {
+    this.#collection = collection;
+    this.#follower = follower;
+    this.#signal = signal;
+    this.#timing = timing;
+  }
+
+  /** The next list replaces all. */
+  expire(): void {
+    this.#version = undefined;
+  }
+
+  /** Lists if that is needed: at first, after a watch that expired, and where the version went back. */
+  async synchronise(): Promise<void> {
+    const { client, name, log, path } = this.#collection;
+    const items = new Map<string, T>();
+    const request = {
+      path,
+      accept: this.#accept("PartialObjectMetadataList"),
+      signal: this.#signal,
+    };
+    const list = (query: Record<string, string>) => {
+      items.clear();
+      return readList<T>(client, request, this.#query(query), (item) =>
+        items.set(item.metadata.name, this.#keep(item)),
+      );
+    };
+    const current = name === undefined ? await currentVersion(client, request) : await list({});
+    if (this.#version !== undefined && isOlder(current, this.#version)) {
+      // A watch from a version that is still to come would hear of nothing until then.
+      if (name === undefined) {
+        this.#notBefore = performance.now() + this.#timing.restored;
+        log.warn(
+          { path, version: current, known: this.#version, inSeconds: this.#timing.restored / 1_000 },
+          "the API server's revision went back, as after a restore from a backup: what it says of other nodes is taken over once their kubelets and agents have had the time to say it anew",
+        );
+      }
+      this.#version = undefined;
     }
-  } catch (error) {
-    // A dropped connection loses nothing that was already delivered: it goes on from there.
-    if (error instanceof ApiError || !delivered) throw error;
-  } finally {
-    clearTimeout(timer);
+    if (this.#version === undefined) {
+      this.#version = name === undefined ? await list({ resourceVersion: "0" }) : current;
+      this.#pending = { items, version: current };
+      this.#refused.clear();
+      this.#deliver();
+      if (!this.#known && this.#pending !== undefined && this.#isBehind())
+        this.#follower.provisional?.([...items.values()]);
+      this.#known = true;
+    }
+    this.#deliver();
+  }
+
+  /** Runs until the server ends the watch, or the connection drops after something was delivered. */
+  async watch(opened: () => void): Promise<void> {
+    const seconds = this.#seconds();
+    this.leastMs = seconds * 500;
+    const query = this.#query({
+      watch: "1",
+      allowWatchBookmarks: "true",
+      resourceVersion: this.#version ?? "0",
+      timeoutSeconds: String(seconds),
+    });
+    const request = {
+      path: `${this.#collection.path}?${query}`,
+      accept: this.#accept("PartialObjectMetadata"),
+      silence: this.#timing.silence,
+      signal: this.#signal,
+    };
+    let delivered = false;
+    try {
+      await this.#collection.client.read(request, async (response, heard) => {
+        opened();
+        for await (const line of lines(response)) {
+          heard();
+          this.#take(JSON.parse(line) as WatchEvent<T>);
+          delivered = true;
+        }
+      });
+    } catch (error) {
+      // A dropped connection loses nothing that was already delivered: it goes on from there.
+      if (error instanceof ApiError || !delivered) throw error;
+    }
+  }
+
+  #take({ type, object }: WatchEvent<T>): void {
+    if (type === "ERROR") throw new ApiError(object.code ?? 500, object.message ?? "the watch failed");
+    const { name, resourceVersion } = object.metadata;
+    this.#retry();
+    if (type === "ADDED" || type === "MODIFIED") {
+      const item = this.#keep(object);
+      if (this.#pending) this.#pending.items.set(name, item);
+      else this.#tell(name, () => this.#follower.changed(item));
+    } else if (type === "DELETED") {
+      if (this.#pending) this.#pending.items.delete(name);
+      else this.#tell(name, () => this.#follower.removed(object));
+    }
+    if (resourceVersion) this.#version = resourceVersion;
+    this.#deliver();
+  }
+
+  /** Tells the list that waits, if it may be told by now. */
+  #deliver(): void {
+    const pending = this.#pending;
+    if (pending === undefined || this.#isBehind() || performance.now() < this.#notBefore) return;
+    this.#pending = undefined;
+    try {
+      this.#follower.replaced([...pending.items.values()]);
+      this.#complained &&= this.#refused.size > 0;
+    } catch (error) {
+      this.#pending = pending;
+      this.#complain(error as Error);
+    }
+  }
+
+  #tell(name: string, tell: () => void): void {
+    this.#refused.delete(name);
+    try {
+      tell();
+    } catch (error) {
+      this.#refused.set(name, tell);
+      this.#complain(error as Error, name);
+    }
+  }
+
+  /** The follower may take by now what it did not. */
+  #retry(): void {
+    if (this.#refused.size === 0) return;
+    for (const [name, tell] of [...this.#refused]) this.#tell(name, tell);
+    if (this.#refused.size > 0) return;
+    this.#complained = false;
+    this.#collection.log.info({ path: this.#collection.path }, "what was not taken over is, now");
+  }
+
+  /** Says once what is wrong with this program. */
+  #complain({ message, stack }: Error, name?: string): void {
+    if (!this.#complained)
+      this.#collection.log.error(
+        { path: this.#collection.path, name, error: message, stack },
+        "a fault of this agent: something that the API server says is not taken over; it is tried again",
+      );
+    this.#complained = true;
+  }
+
+  #isBehind(): boolean {
+    return this.#pending !== undefined && isOlder(this.#version ?? "0", this.#pending.version);
+  }
+
+  #seconds(): number {
+    if (this.#isBehind()) return this.#timing.catchUp;
+    const held = this.#pending === undefined ? 0 : this.#notBefore - performance.now();
+    if (held > 0) return Math.ceil(held / 1_000) + 1;
+    // Spread, so that a cluster's agents do not all come back in the same second.
+    return Math.round(watchSeconds * (1 + Math.random()));
+  }
+
+  #keep(object: T): T {
+    return this.#collection.keep?.(object) ?? object;
+  }
+
+  #query(parameters: Record<string, string>): URLSearchParams {
+    const { name } = this.#collection;
+    return new URLSearchParams({
+      ...(name === undefined ? {} : { fieldSelector: `metadata.name=${name}` }),
+      ...parameters,
+    });
+  }
+
+  #accept(kind: string): string {
+    return this.#collection.metadataOnly
+      ? `application/json;as=${kind};g=meta.k8s.io;v=v1`
+      : "application/json";
   }
 }
 
@@ -182,15 +314,4 @@ export async function* lines(response: Response): AsyncGenerator<string> {
     rest = pieces.pop() ?? "";
     for (const piece of pieces) if (piece.trim() !== "") yield piece;
   }
-}
-
-function query(collection: Collection, parameters: Record<string, string>): URLSearchParams {
-  return new URLSearchParams({
-    ...(collection.fieldSelector ? { fieldSelector: collection.fieldSelector } : {}),
-    ...parameters,
-  });
-}
-
-function accept(collection: Collection, kind: string): string {
-  return collection.metadataOnly ? `application/json;as=${kind};g=meta.k8s.io;v=v1` : "application/json";
 }
