@@ -40,6 +40,7 @@ for (const family of families) mkdirSync(join(procSysNet, family));
 afterAll(() => rmSync(procSysNet, { recursive: true }));
 
 const spawn = spyOn(Bun, "spawn");
+const nodes = { complete: true, whole: true, own: {}, ownIsThere: true, others };
 let agent: Agent;
 beforeAll(async () => {
   spawn.mockImplementation(((argv: string[]) => {
@@ -55,7 +56,7 @@ beforeAll(async () => {
   agent = new Agent({
     // Whatever this machine has.
     config: { ...readConfig({ NODE_NAME: "own", PROC_SYS_NET_PATH: procSysNet }), families },
-    nodes: { complete: true, own, ownIsThere: true, others } as unknown as ClusterNodes,
+    nodes: Object.assign(nodes, { own }) as unknown as ClusterNodes,
     hands: {
       paper: false,
       perform: async (steps) => {
@@ -111,3 +112,37 @@ test.each<[title: string, node: NodeRecord | undefined, most: number]>([
     expect(JSON.stringify(ran).replace(redeclared, "$1").length).toBeLessThan(2_000);
   },
 );
+
+test("while not all is known of the cluster nothing is taken away for what is missing, and no prefix from who has it", async () => {
+  const [left, loser, winner] = ["n10", "n11", "n12"].map((name) => others.get(name)!) as NodeRecord[];
+  const taken = loser!.podCidrs[0]!;
+  const words = () => ran.map(({ argv, stdin = "" }) => `${argv.join(" ")}\n${stdin}`).join("\n");
+  others.delete(left!.name);
+  others.set(loser!.name, { ...loser!, podCidrs: [] });
+  others.set(winner!.name, { ...winner!, podCidrs: [taken] });
+  others.set("n6000", {
+    ...one,
+    name: "n6000",
+    publicKey: "key-6000",
+    podCidrs,
+    addresses: [],
+    endpoints: [],
+  });
+  for (const whole of [false, true]) {
+    ran.length = 0;
+    nodes.whole = whole;
+    await agent.pass();
+    expect(agent.unready()).toBeUndefined();
+    if (!whole) {
+      // What is new goes in.
+      expect(words()).toContain("key-6000");
+      expect(words()).toContain(`${podCidrs[0]} dev wigglenet`);
+      expect(words()).not.toMatch(/\b(del|delete|remove|flush)\b/);
+      expect(words()).not.toContain(`peer ${winner!.publicKey}`);
+    } else {
+      expect(words()).toContain(`peer ${left!.publicKey} remove`);
+      expect(words()).toMatch(new RegExp(`peer ${winner!.publicKey} .*${taken}`));
+      for (const prefix of left!.podCidrs) expect(words()).toContain(`del ${prefix}`);
+    }
+  }
+});
