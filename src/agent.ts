@@ -23,6 +23,7 @@ import { type KnownAddresses, nodeAddresses, publishedAddresses, underlayMtu } f
 import { annotationsOf, type NodeObject } from "./plan/node.ts";
 import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
+import { retain } from "./plan/retained.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
 const coalesce = 25;
@@ -226,7 +227,7 @@ export class Agent {
     const routes = await host.attempt("look at routes", () => host.routes());
     if (routes === undefined) return false;
     const flowtable = this.#flowtable(links);
-    const desired = plan({
+    const planned = plan({
       own,
       nodes: [...this.#nodes.others.values()],
       settings: { ...config, nativeRouting, flowtable },
@@ -243,6 +244,11 @@ export class Agent {
       departed: this.#departedClaims(routes, own.podRanges),
       reserved: this.#reserved,
     });
+    host.keepElements = !this.#nodes.whole;
+    const present = typeof tunnel === "object" ? tunnel.peers : new Map();
+    const desired = this.#nodes.whole
+      ? planned
+      : retain(planned, { ...routes, routes: routes.own, peers: present });
     if (typeof tunnel === "object")
       this.#standing = standing({ peers: new Map(desired.peers.map((peer) => [peer.publicKey, peer])) });
     this.#report(desired.problems);

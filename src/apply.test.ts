@@ -142,7 +142,7 @@ test("while not all is known of the cluster nothing is taken away for what is mi
     } else {
       expect(words()).toContain(`peer ${left!.publicKey} remove`);
       expect(words()).toMatch(new RegExp(`peer ${winner!.publicKey} .*${taken}`));
-      for (const prefix of left!.podCidrs) expect(words()).toContain(`del ${prefix}`);
+      for (const prefix of left!.podCidrs) expect(words()).toContain(`route delete ${prefix} dev wigglenet`);
     }
   }
 });

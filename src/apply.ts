@@ -11,7 +11,7 @@ import {
   type Backend,
   chooseBackend,
   diffFirewall,
-  nodesIn,
+  elementsIn,
   type ObservedFirewall,
   observeFirewall,
   passedIn,
@@ -29,6 +29,7 @@ import * as metrics from "./metrics.ts";
 import type { Family } from "./plan/address.ts";
 import type { Desired } from "./plan/desired.ts";
 import type { Firewall } from "./plan/firewall.ts";
+import { retainElements, unknownNode } from "./plan/retained.ts";
 
 /** What acts on the world: for real, or on paper (`--dry-run`). */
 export interface Hands {
@@ -80,6 +81,8 @@ export class Host {
   readonly #failures: Failures;
   /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
   greetAt = Number.POSITIVE_INFINITY;
+  /** Whether the firewall's sets keep what they have, as not all is known of the cluster. */
+  keepElements = false;
   /** Why the pass that is under way is made, for the log. */
   why = "start";
 
@@ -209,7 +212,8 @@ export class Host {
       ? await this.attempt("peers to add", async () => {
           this.#tunnel = undefined;
           await this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) });
-          for (const peer of desired.peers) this.#wantedEndpoints.set(peer.publicKey, peer.endpoint);
+          for (const { node, publicKey, endpoint } of desired.peers)
+            if (node !== unknownNode) this.#wantedEndpoints.set(publicKey, endpoint);
           return true;
         })
       : tunnel === "none";
@@ -343,16 +347,19 @@ export class Host {
   async #applyGuard({ firewall }: Desired): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
     this.#firewall ??= await observeFirewall(this.#backend);
-    const standing = new Set(nodesIn(this.#backend, this.#firewall));
+    const standing = new Set(elementsIn(this.#backend, this.#firewall, "nodes"));
     const nodes = firewall.sets.nodes.filter((address) => standing.has(address));
     return await this.#applyFirewall({ ...firewall, sets: { ...firewall.sets, nodes } });
   }
 
-  async #applyFirewall(firewall: Firewall): Promise<true> {
+  async #applyFirewall(wanted: Firewall): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
     const backend = this.#backend;
     const observed = this.#firewall ?? (await observeFirewall(backend));
     this.#firewall = undefined;
+    const firewall = this.keepElements
+      ? retainElements(wanted, (set) => elementsIn(backend, observed, set))
+      : wanted;
     reportForeign(this.#findings, observed, this.#config.port);
     this.#translated.report(passedIn(backend, observed));
     const commands = diffFirewall(backend, firewall, observed);

@@ -4,7 +4,7 @@ import {
   type Backend,
   closedChains,
   diffFirewall,
-  nodesIn,
+  elementsIn,
   type ObservedFirewall,
   parseChains,
   settledFirewall,
@@ -85,7 +85,7 @@ describe.each(backends)("%s", (backend) => {
     for (const start of starts) {
       const settled = settledFirewall(backend, wanted(), start);
       expect(commands(backend, settled)).toEqual([]);
-      expect(nodesIn(backend, settled).sort()).toEqual(["192.0.2.1", "2001:db8::1"]);
+      expect(elementsIn(backend, settled, "nodes").sort()).toEqual(["192.0.2.1", "2001:db8::1"]);
     }
   });
 
@@ -118,9 +118,9 @@ describe.each(backends)("%s", (backend) => {
   });
 
   test("no node is behind a tunnel where nothing is loaded, or another backend's", () => {
-    expect(nodesIn(backend, untouched())).toEqual([]);
+    expect(elementsIn(backend, untouched(), "nodes"), "nodes").toEqual([]);
     const other = backend === "nftables" ? "iptables-nft" : "nftables";
-    expect(nodesIn(backend, left(other))).toEqual([]);
+    expect(elementsIn(backend, left(other), "nodes"), "nodes").toEqual([]);
   });
 });
 

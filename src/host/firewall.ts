@@ -1,7 +1,7 @@
 /** Which of the backends writes the firewall down, and that nothing is left of the others. */
 
 import { families } from "../plan/address.ts";
-import type { Firewall } from "../plan/firewall.ts";
+import type { Firewall, SetName } from "../plan/firewall.ts";
 import { readIfThere } from "./files.ts";
 import {
   acceptingChains,
@@ -160,12 +160,12 @@ export function settledFirewall(
   };
 }
 
-/** The node addresses that the firewall has behind tunnels now. */
-export function nodesIn(backend: Backend, observed: ObservedFirewall): string[] {
+/** What a set of the firewall has now, of both families. */
+export function elementsIn(backend: Backend, observed: ObservedFirewall, set: SetName): string[] {
   return families.flatMap((family) =>
     backend === "nftables"
-      ? (observed.ruleset?.sets[`nodes-${family}`]?.elements ?? [])
-      : (observed.sets[setName("nodes", family)] ?? []),
+      ? (observed.ruleset?.sets[`${set}-${family}`]?.elements ?? [])
+      : (observed.sets[setName(set, family)] ?? []),
   );
 }
 

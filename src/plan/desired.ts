@@ -254,7 +254,7 @@ function unique(values: readonly string[]): string[] {
 }
 
 /** The prefixes that no other contains. */
-function outermost(prefixes: readonly string[]): string[] {
+export function outermost(prefixes: readonly string[]): string[] {
   const result: string[] = [];
   // In this order a prefix comes right after those that contain it.
   for (const prefix of unique(prefixes)) {

@@ -1,0 +1,60 @@
+import { expect, test } from "bun:test";
+import { plan } from "./desired.ts";
+import { input, node } from "./fixtures/input.ts";
+import { retain, retainElements } from "./retained.ts";
+
+const known = plan(input({ nodes: [node(1), node(2)] }));
+const nothing = { peers: new Map(), routes: [], ruleFamilies: [] };
+const present = {
+  peers: new Map(known.peers.map((peer) => [peer.publicKey, peer])),
+  routes: known.routes,
+  ruleFamilies: known.ruleFamilies,
+};
+
+test("where nothing is there, it is what was desired", () => {
+  expect(retain(known, nothing)).toEqual(known);
+});
+
+test("where all is there, too", () => {
+  expect(retain(known, present)).toEqual(known);
+});
+
+test("what is there and not known of stays: a peer with its endpoint, its routes, its elements", () => {
+  const without = plan(input({ nodes: [node(1)] }));
+  const retained = retain(without, present);
+  expect(retained.routes).toEqual(known.routes);
+  expect(retained.peers.map(({ node: _, ...peer }) => peer)).toEqual(
+    known.peers.map(({ node: _, ...peer }) => peer),
+  );
+  expect(retained.peers.map(({ node }) => node)).toEqual(["n1", ""]);
+  expect(retainElements(without.firewall, (set) => known.firewall.sets[set])).toEqual(known.firewall);
+});
+
+test("a prefix stays with who has it, whoever claims it; one that nobody has goes to who does", () => {
+  const moved = plan(
+    input({
+      nodes: [
+        node(1, { podCidrs: ["10.1.1.0/24", "10.1.2.0/24", "10.1.9.0/24"] }),
+        node(2, { podCidrs: [] }),
+      ],
+    }),
+  );
+  const prefixes = (key: string) =>
+    retain(moved, present).peers.find((peer) => peer.publicKey === key)?.allowedIps;
+  expect(prefixes("key-1")).toEqual(
+    ["10.1.1.0/24", "10.1.9.0/24", "192.0.2.1/32", "fd00:1:0:1::/64", "2001:db8::1/128"].sort(),
+  );
+  expect(prefixes("key-2")).toContain("10.1.2.0/24");
+});
+
+test("of a route that leads another way by now there is one", () => {
+  const elsewhere = known.routes.map((route) =>
+    route.type === "underlay" ? { ...route, via: "192.0.2.99" } : route,
+  );
+  expect(retain(known, { ...present, routes: elsewhere }).routes).toEqual(known.routes);
+});
+
+test("elements do not overlap", () => {
+  const { sets } = retainElements(known.firewall, (set) => (set === "remote" ? ["10.1.0.0/16"] : []));
+  expect(sets.remote).toEqual(["10.1.0.0/16", "fd00:1:0:1::/64", "fd00:1:0:2::/64"]);
+});

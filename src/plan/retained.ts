@@ -1,0 +1,63 @@
+/** While not all is known of the cluster: a desired state in which nothing is missing that is there. */
+import { compareAddresses, type Family } from "./address.ts";
+import { type Desired, outermost, type Peer, type Route, routeKey } from "./desired.ts";
+import type { Firewall, SetName } from "./firewall.ts";
+
+/** What is there of ours. */
+export interface Present {
+  peers: ReadonlyMap<string, { endpoint: string | undefined; allowedIps: readonly string[] }>;
+  routes: readonly Route[];
+  ruleFamilies: readonly Family[];
+}
+
+/** The name of the node of a peer of which nothing else is known. */
+export const unknownNode = "";
+
+/** Nothing that is present goes, and no prefix leaves the peer that has it. */
+export function retain(desired: Desired, present: Present): Desired {
+  const peers = retainPeers(desired.peers, present.peers);
+  // Of a route that is to lead another way there can be but one.
+  const places = new Set(desired.routes.map(place));
+  const kept = present.routes.filter((route) => !places.has(place(route)));
+  return {
+    ...desired,
+    peers,
+    routes: [...desired.routes, ...kept].sort(
+      (a, b) => compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1),
+    ),
+    ruleFamilies: [...new Set([...desired.ruleFamilies, ...present.ruleFamilies])].sort(),
+  };
+}
+
+function retainPeers(desired: readonly Peer[], present: Present["peers"]): Peer[] {
+  const owners = new Map(
+    [...present].flatMap(([key, { allowedIps }]) => allowedIps.map((prefix) => [prefix, key] as const)),
+  );
+  const peers = new Map(desired.map((peer) => [peer.publicKey, peer]));
+  for (const peer of desired) {
+    const free = peer.allowedIps.filter(
+      (prefix) => (owners.get(prefix) ?? peer.publicKey) === peer.publicKey,
+    );
+    peers.set(peer.publicKey, { ...peer, allowedIps: free });
+  }
+  for (const [publicKey, { endpoint, allowedIps }] of present) {
+    const peer = peers.get(publicKey) ?? { node: unknownNode, publicKey, endpoint, allowedIps: [] };
+    const all = new Set([...peer.allowedIps, ...allowedIps]);
+    peers.set(publicKey, { ...peer, allowedIps: [...all].sort(compareAddresses) });
+  }
+  return [...peers.values()].sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1));
+}
+
+function place(route: Route): string {
+  return `${route.type} ${route.prefix} ${route.type === "tunnel" ? route.table : ""}`;
+}
+
+/** Sets of what others have. */
+const ofOthers: SetName[] = ["remote", "hosts", "nodes", "native", "unencrypted"];
+
+/** A firewall whose sets have what they have now, too. */
+export function retainElements(firewall: Firewall, present: (set: SetName) => readonly string[]): Firewall {
+  const sets = { ...firewall.sets };
+  for (const name of ofOthers) sets[name] = outermost([...sets[name], ...present(name)]);
+  return { ...firewall, sets };
+}
