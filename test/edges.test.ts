@@ -1,5 +1,6 @@
 /** Paths that a simple overlay gets wrong: services, hostPorts, NAT, masquerade, and addresses that nobody has. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { annotation } from "../src/plan/node.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import type { Addresses, Host } from "./lab/namespace.ts";
@@ -289,26 +290,32 @@ describe("an address that nobody has", () => {
     await lab.underlay.router.ip(...routes.map((route) => route.replace("add", "del")));
   });
 
-  test("in the pod CIDR of a node that has no tunnel yet, or has just left", async () => {
-    const n4 = await lab.addNode({}, { agent: false });
+  test("in the pod CIDR of a node that has lost its annotations, or has just left", async () => {
+    const n4 = await lab.addNode();
     const cidrs = await n4.podCIDRs();
+    const p4 = await n4.pod("p");
+    const reached = () =>
+      until(
+        "n4 to be in the overlay",
+        async () => (await lab.unreached([p1, p2, p3].map((host): [Host, Host] => [host, p4]))).length === 0,
+      );
+    await reached();
+    // Nothing says any more what it has, and its agent is not there to say it anew.
+    await n4.stopAgent();
+    const none = Object.fromEntries(Object.values(annotation).map((name) => [name, null]));
+    await lab.controlPlane.api.patch(`/api/v1/nodes/${n4.name}`, { metadata: { annotations: none } });
     const guarded = async (node: LightNode) => {
       const { stdout } = await node.$`ip route show type unreachable; ip -6 route show type unreachable`;
-      return cidrs.every((cidr) => stdout.includes(`unreachable ${cidr} `));
+      const { stdout: tunnel } = await node.$`ip route show dev wigglenet; ip -6 route show dev wigglenet`;
+      return cidrs.every((cidr) => stdout.includes(`unreachable ${cidr} `) && !tunnel.includes(cidr));
     };
     await until("all to guard the pod CIDRs of n4", async () =>
       (await Promise.all([n1, n2, n3].map(guarded))).every(Boolean),
     );
-    const nobody = at(n4, dead(cidrs), "nobody at");
-    await expectUnreachable([p1, n1, p2], nobody);
+    await expectUnreachable([p1, n1, p2], at(n4, p4.addresses, "the lost pod at"));
 
     n4.startAgent();
-    await n4.ready();
-    const p4 = await n4.pod("p");
-    await until(
-      "n4 to be in the overlay",
-      async () => (await lab.unreached([p1, p2, p3].map((host): [Host, Host] => [host, p4]))).length === 0,
-    );
+    await reached();
     await lab.removeNode(n4);
     const left = async (node: LightNode) => {
       const { stdout } = await node.$`ip route show dev wigglenet; ip -6 route show dev wigglenet`;

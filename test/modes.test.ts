@@ -1,5 +1,6 @@
 /** Native routing by family, firewall-only, and what `--dry-run` prints. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { kubernetesDir, repository } from "./lab/cache.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
@@ -266,5 +267,24 @@ describe("--dry-run", () => {
     expect(node.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
     const pod = await node.pod("p");
     expect(await lab.unreached(lab.nodes.map((other): [Host, Host] => [other, pod]))).toEqual([]);
+  });
+
+  test("exits with 1 when something cannot be read, and says what", async () => {
+    await run(false, false);
+    const folder = `${lab.underlay.dir}/no-nft`;
+    mkdirSync(folder);
+    // It tells its version, and may not look at the kernel.
+    writeFileSync(
+      `${folder}/nft`,
+      `#!/bin/sh\n[ "$1" = -V ] && exec ${Bun.which("nft")} -V\necho Operation not permitted >&2\nexit 1\n`,
+      { mode: 0o755 },
+    );
+    const env = { ...n1.agentEnv(), PATH: `${folder}:${process.env.PATH}` };
+    const argv = [`${repository}/dist/wigglenet`, "agent", "--dry-run"];
+    const script = 'code=0; "$@" 2>&1 || code=$?; echo "exit code $code"';
+    const said = await n1.namespace.run(["/bin/sh", "-c", script, "sh", ...argv], { env });
+    expect(said).toContain("wigglenet: not all could be read, and what is printed above may lack something:");
+    expect(said).toContain("guard: nft -j list chains: exit code 1: Operation not permitted");
+    expect(said).toEndWith("exit code 1\n");
   });
 });
