@@ -128,6 +128,11 @@ export class Agent {
     return this.#synced ? undefined : "not in sync yet";
   }
 
+  /** What failed in the last pass, `RESOURCE: REASON` each. */
+  get failing(): string[] {
+    return this.#host.failing;
+  }
+
   /** What may break this node though it works now, one line each. */
   warnings(): string[] {
     return this.#findings.lines("warning");

@@ -151,14 +151,21 @@ async function dryRun(config: Config, client: ApiClient, log: Logger): Promise<v
   }));
   const cluster = nodes.run(stop.signal);
   const deadline = performance.now() + 30_000;
-  while (!nodes.complete) {
-    if (performance.now() > deadline)
+  while (!nodes.whole || !nodes.complete) {
+    if (performance.now() > deadline) {
+      if (nodes.complete) break;
       throw new Error(`the Nodes could not be read within 30 s from the API server`);
+    }
     await Bun.sleep(20);
   }
   await agent.pass();
   stop.abort();
   await cluster;
+  const unread = [...agent.failing, ...(nodes.whole ? [] : ["Nodes: not all could be read"])];
+  if (unread.length > 0)
+    throw new Error(
+      `not all could be read, and what is printed above may lack something:\n${unread.map((each) => `  ${each}`).join("\n")}`,
+    );
 }
 
 function assemble(
