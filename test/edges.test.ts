@@ -292,6 +292,7 @@ describe("an address that nobody has", () => {
 
   test("in the pod CIDR of a node that has lost its annotations, or has just left", async () => {
     const n4 = await lab.addNode();
+    await n4.ready();
     const cidrs = await n4.podCIDRs();
     const p4 = await n4.pod("p");
     const reached = () =>

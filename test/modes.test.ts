@@ -270,7 +270,6 @@ describe("--dry-run", () => {
   });
 
   test("exits with 1 when something cannot be read, and says what", async () => {
-    await run(false, false);
     const folder = `${lab.underlay.dir}/no-nft`;
     mkdirSync(folder);
     // It tells its version, and may not look at the kernel.
