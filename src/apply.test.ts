@@ -1,5 +1,5 @@
 /** What a change costs in a cluster of 5,000 nodes: passes of an agent whose commands are written down, and not run. */
-import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -12,6 +12,7 @@ import { families } from "./plan/address.ts";
 import { crowd } from "./plan/fixtures/input.ts";
 import type { NodeRecord } from "./plan/node.ts";
 
+setDefaultTimeout(30_000);
 const others = new Map(crowd(5_000).map((node) => [node.name, node]));
 const ran: Command[] = [];
 /** The programs that were asked what is there. */

@@ -62,6 +62,7 @@ describe("following the Nodes", () => {
         changes += 1;
       },
       grace,
+      patience: 500,
     });
     running = nodes.run(stop.signal);
     await until("watching both", () => api.watching === 2);
@@ -115,6 +116,26 @@ describe("following the Nodes", () => {
     api.thawCache();
     await until("whole", () => nodes.whole);
     expect([kept().length, changes]).toEqual([2, before + 1]);
+  });
+
+  test("after a restore what is known stays, and what is not is added", async () => {
+    await start(fakeNode("n0"), ours(1));
+    await complete();
+    const backup = api.snapshot();
+    api.put(ours(1, { podCidrs: ["10.9.1.0/24"] }));
+    api.put(ours(2));
+    await until("known", () => kept().length === 2);
+    api.restore(backup);
+    await until("noticed", () => api.logged.some((line) => line.includes("revision went back")));
+    await until("watching both", () => api.watching === 2);
+    api.put(ours(3));
+    api.put(ours(1, { podCidrs: ["10.8.1.0/24"] }));
+    await until("the new one", () => kept().length === 3);
+    expect(kept()).toEqual([
+      "n1 10.9.1.0/24 192.0.2.1",
+      "n2 10.1.2.0/24 192.0.2.2",
+      "n3 10.1.3.0/24 192.0.2.3",
+    ]);
   });
 
   test("heartbeats are no change, of the own Node or of others", async () => {

@@ -13,6 +13,8 @@ const nodes = "/api/v1/nodes";
  * other end's packets are lost for 15 s, until WireGuard notices.
  */
 const grace = 3_000;
+/** Milliseconds for which the Nodes that are to be read whole may hold back what is known of the others. */
+const patience = 5_000;
 
 export class ClusterNodes {
   /** The own Node, as it was last: one that is deleted is missed in the log, and what it had stays. */
@@ -47,6 +49,7 @@ export class ClusterNodes {
   /** Whether `others` changed since that was last told. */
   #untold = false;
   readonly #grace: number;
+  readonly #patience: number;
   /** Nodes in their grace. */
   readonly #leaving = new Map<string, Timer>();
 
@@ -57,8 +60,10 @@ export class ClusterNodes {
     log: Logger;
     changed: () => void;
     grace?: number;
+    patience?: number;
   }) {
     this.#grace = options.grace ?? grace;
+    this.#patience = options.patience ?? patience;
     this.#client = options.client;
     this.#ownName = options.ownName;
     this.#log = options.log;
@@ -91,7 +96,14 @@ export class ClusterNodes {
       follow<ApiObject>(
         { ...collection, metadataOnly: true, keep: essence },
         {
-          provisional: (items) => this.#replace(items, signal),
+          provisional: (items) => {
+            const { names } = this.#wholeNodes;
+            const known = new Set([...this.others.keys(), ...names]);
+            this.#take(
+              items.filter(({ metadata }) => !known.has(metadata.name)),
+              signal,
+            );
+          },
           replaced: (items) => {
             this.#fresh = true;
             this.#replace(items, signal);
@@ -166,9 +178,13 @@ export class ClusterNodes {
         this.#set(name, undefined);
         this.#wholeNodes.forget(name);
       }
+    this.#take(items, signal);
+  }
+
+  #take(items: ApiObject[], signal: AbortSignal): void {
     for (const item of items) this.#note(item);
-    if (this.#listed) this.#tell();
-    void this.#wholeNodes.settle(signal).then(() => {
+    this.#tell();
+    void this.#wholeNodes.settle(signal, this.#patience).then(() => {
       if (signal.aborted) return;
       this.#untold ||= !this.#listed;
       this.#listed = true;

@@ -22,7 +22,10 @@ export interface Collection<T> {
 }
 
 export interface Follower<T> {
-  /** A list that may be old, at the start: what it does not have may be there, and what it has may be gone. */
+  /**
+   * Some of a collection that is not certain yet: what it does not have may be there, and of what is known already the follower
+   * knows better. At the start, where a list may be old, and after the versions went back.
+   */
   provisional?(items: T[]): void;
   /** The complete collection, and none that is old: at the start and after each gap. */
   replaced(items: T[]): void;
@@ -176,7 +179,7 @@ class Reflector<T extends ApiObject> {
       this.#pending = { items, version: current };
       this.#refused.clear();
       this.#deliver();
-      if (!this.#known && this.#pending !== undefined && this.#isBehind())
+      if (this.#isHeld() || (this.#isBehind() && !this.#known))
         this.#follower.provisional?.([...items.values()]);
       this.#known = true;
     }
@@ -221,8 +224,10 @@ class Reflector<T extends ApiObject> {
     this.#retry();
     if (type === "ADDED" || type === "MODIFIED") {
       const item = this.#keep(object);
-      if (this.#pending) this.#pending.items.set(name, item);
-      else this.#tell(name, () => this.#follower.changed(item));
+      if (this.#pending) {
+        this.#pending.items.set(name, item);
+        if (this.#isHeld()) this.#follower.provisional?.([item]);
+      } else this.#tell(name, () => this.#follower.changed(item));
     } else if (type === "DELETED") {
       if (this.#pending) this.#pending.items.delete(name);
       else this.#tell(name, () => this.#follower.removed(object));
@@ -234,7 +239,7 @@ class Reflector<T extends ApiObject> {
   /** Tells the list that waits, if it may be told by now. */
   #deliver(): void {
     const pending = this.#pending;
-    if (pending === undefined || this.#isBehind() || performance.now() < this.#notBefore) return;
+    if (pending === undefined || this.#isBehind() || this.#isHeld()) return;
     this.#pending = undefined;
     try {
       this.#follower.replaced([...pending.items.values()]);
@@ -276,6 +281,10 @@ class Reflector<T extends ApiObject> {
 
   #isBehind(): boolean {
     return this.#pending !== undefined && isOlder(this.#version ?? "0", this.#pending.version);
+  }
+
+  #isHeld(): boolean {
+    return performance.now() < this.#notBefore;
   }
 
   #seconds(): number {

@@ -11,8 +11,6 @@ import { backoff } from "./reflector.ts";
 const readsAtOnce = 16;
 /** Refreshes within which each node has its turn. */
 const turns = 30;
-/** Milliseconds for which the first reading may keep its caller waiting. */
-const patience = 5_000;
 
 interface Reading {
   /** The annotations that were read with it; undefined: it is to be read. */
@@ -103,8 +101,8 @@ export class WholeNodes {
     for (const [name, reading] of oldest.slice(0, count)) this.#want(name, reading);
   }
 
-  /** Reads what is to be read. Resolves once each was tried, or has kept us waiting for long enough. */
-  async settle(signal: AbortSignal): Promise<void> {
+  /** Reads what is to be read. Resolves once each was tried, or that has taken `patience` milliseconds. */
+  async settle(signal: AbortSignal, patience: number): Promise<void> {
     const tried = Promise.withResolvers<void>();
     this.#waiting.push(tried.resolve);
     const timer = setTimeout(tried.resolve, patience);
