@@ -42,13 +42,13 @@ test("of what is long the beginning is said, and how much there was", () => {
 test("no line has more than 2 kB, whatever is said", () => {
   const text = fc.oneof(
     fc.string({ maxLength: 30 }),
-    fc.string({ unit: "binary", maxLength: 20 }).map((part) => part.repeat(300)),
-    fc.constantFrom("\u0000".repeat(5_000), "\ud800".repeat(3_000), "é".repeat(100_000)),
+    fc.string({ unit: "binary", maxLength: 20 }).map((part) => part.repeat(100)),
+    fc.constantFrom("\u0000".repeat(2_000), "\ud800".repeat(2_000), "é".repeat(3_000)),
   );
   const fields = fc.dictionary(
     fc.stringMatching(/^[a-km-z]{1,12}$/),
-    fc.oneof(text, fc.array(text, { maxLength: 60 }), fc.dictionary(text, text), fc.integer()),
-    { maxKeys: 60 },
+    fc.oneof(text, fc.array(text, { maxLength: 30 }), fc.dictionary(text, text), fc.integer()),
+    { maxKeys: 30 },
   );
   fc.assert(
     fc.property(fields, text, (given, message) => {
