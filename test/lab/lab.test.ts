@@ -79,9 +79,8 @@ test("the agent's token may read and patch nodes, and nothing else", async () =>
   const api = lab.controlPlane.api.withToken(await nodes[0].renewToken());
   const path = `/api/v1/nodes/${nodes[0].name}`;
   expect(await api.nodes()).toHaveLength(2);
-  expect(await api.patch(path, { metadata: { annotations: { "wigglenet/public-key": "x" } } })).toMatchObject(
-    { kind: "Node" },
-  );
+  const annotations = { "wigglenet/public-key": Buffer.alloc(32, 1).toString("base64") };
+  expect(await api.patch(path, { metadata: { annotations } })).toMatchObject({ kind: "Node" });
   const refused: [string, string, object?][] = [
     ["DELETE", path],
     ["PATCH", `${path}/status`, { status: {} }],

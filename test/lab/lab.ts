@@ -289,6 +289,22 @@ function outsideAccess(): ControlPlaneAccess | undefined {
   return file ? (JSON.parse(readFileSync(file, "utf8")) as ControlPlaneAccess) : undefined;
 }
 
+/** What an earlier lab that used the same control plane has left: Nodes, and Services with their node ports. */
+async function removeEarlier({ api }: ControlPlane): Promise<void> {
+  const folders = [
+    "/api/v1/nodes",
+    "/api/v1/namespaces/default/services",
+    "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+  ];
+  const removals = folders.map(async (folder) => {
+    const names = (await api.list(folder)).map(({ metadata }) => metadata.name);
+    // The API server's own Service stays.
+    const stale = names.filter((name) => name !== "kubernetes");
+    await Promise.all(stale.map((name) => api.remove(`${folder}/${name}`)));
+  });
+  await Promise.all(removals);
+}
+
 /** A control plane with the agent's service account and rights, as the manifest grants them. */
 async function startControlPlane(
   families: Families,
@@ -299,9 +315,7 @@ async function startControlPlane(
   const controlPlane = access
     ? await ControlPlane.attach(access, underlay)
     : await ControlPlane.start({ families, underlay });
-  // Of an earlier lab that used the same control plane.
-  const stale = access ? await controlPlane.api.nodes() : [];
-  await Promise.all(stale.map(({ metadata }) => controlPlane.api.remove(`/api/v1/nodes/${metadata.name}`)));
+  if (access) await removeEarlier(controlPlane);
   const manifest = readFileSync(`${repository}/deploy/manifest.yaml`, "utf8");
   const allowed: Record<string, string> = {
     allowedPodCIDRs: JSON.stringify(podCidrs),
