@@ -10,7 +10,7 @@ import { ControlPlane } from "./lab/controlplane.ts";
 import { nextBuild } from "./lab/nextbuild.ts";
 import { Vm } from "./lab/vm.ts";
 
-/** Of the rest of the tests, those that ask for the kernel's WireGuard or rp_filter, its flow tables, or systemd. */
+/** Of the rest of the tests, those that ask for the kernel's WireGuard or rp_filter, its flow tables, IPVS, or systemd. */
 const guests: Guest[][] = [
   [
     {
@@ -18,6 +18,7 @@ const guests: Guest[][] = [
         { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
         { files: ["test/upgrade.test.ts"], only: "to the next version and back" },
         { files: ["test/churn.test.ts"], only: "killed twenty times" },
+        { files: ["test/vm-ipvs.test.ts"], only: "" },
       ],
     },
   ],
