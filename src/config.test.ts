@@ -235,7 +235,7 @@ describe("mistakes: the variable, its value, what would be right", () => {
     ],
     [
       { ENABLE_NETWORK_POLICY: "1" },
-      'ENABLE_NETWORK_POLICY="1": this version cannot do that yet: unset it or set it to 0',
+      'ENABLE_NETWORK_POLICY="1": this version enforces no NetworkPolicy yet: set it to 0, and have kube-network-policies (kubernetes-sigs) enforce them meanwhile, see docs/migration.md#networkpolicy',
     ],
     [{ ENABLE_FLOWTABLE: "maybe" }, "must be a boolean"],
     [
@@ -306,6 +306,12 @@ describe("mistakes: the variable, its value, what would be right", () => {
 
   test("no name of the node", () => {
     expect(mistakes({}, {})).toEqual([`NODE_NAME="": must be the name of this node's Node object`]);
+  });
+
+  test("what others found is told with them", () => {
+    expect(() => readConfig({ NODE_NAME: "n1", RESYNC_PERIOD: "x" }, ["a folder is missing"])).toThrow(
+      /^wrong configuration:\n {2}a folder is missing\n {2}RESYNC_PERIOD=[^\n]*$/,
+    );
   });
 
   test("all at once, in one message", () => {

@@ -10,6 +10,7 @@ import { nextImage, nextVersion } from "./lab/nextbuild.ts";
 import { probes } from "./lab/probes.ts";
 import { run, until } from "./lab/process.ts";
 import { settle, ways } from "./lab/reachability.ts";
+import type { WholeNode } from "./lab/wholenode.ts";
 
 setDefaultTimeout(180_000);
 
@@ -76,15 +77,42 @@ test("a rolling update to the next image and back loses no packet between pods",
   expect(await running.lost()).toEqual([]);
 });
 
+/** What the agent has left on a node and said of it. */
+async function left(node: WholeNode): Promise<string[]> {
+  const { stdout } = await node.$`
+    ls -lR --full-time /etc/cni/net.d /etc/wigglenet /run/wigglenet
+    ip rule; ip -6 rule; ip route show table all proto 246; ip -6 route show table all proto 246
+    nft list table inet wigglenet; wg show wigglenet allowed-ips`;
+  return [stdout, JSON.stringify((await cluster.api.node(node.name)).metadata.annotations)];
+}
+
 test("our manifest over the DaemonSet of the Go implementation loses none either", async () => {
   const running = await probes([pods[0]!, pods[2]!]);
   const { uid } = (await cluster.api.get(daemonSet)).metadata;
   const go = {
     apiVersion: "v1",
     kind: "List",
-    items: goManifest({ image: await agentImage().then(({ name }) => name) }),
+    items: goManifest({ image: (await agentImage()).name, args: ["-v=4"] }),
   };
+  const before = await Promise.all(cluster.nodes.map(left));
   await cluster.controlPlane.kubectl({ input: JSON.stringify(go) })`apply -f -`;
+  const refusal = await until(
+    "our agent to refuse to start there",
+    async () => {
+      const { stdout } = await cluster.kubectl`-n kube-system logs -l app=wigglenet --tail=-1`.nothrow();
+      return /^wigglenet: wrong configuration:\n( {2}.*\n)+/m.exec(stdout)?.[0];
+    },
+    { timeout: 60_000 },
+  );
+  for (const says of [
+    "/proc/sys/net",
+    "/run/wigglenet",
+    "memory limit of 50 MiB",
+    "NETWORK_POLICY",
+    "kubectl apply",
+  ])
+    expect(refusal).toContain(says);
+  expect(await Promise.all(cluster.nodes.map(left))).toEqual(before);
   await admin(documented.find(({ text }) => text.includes("apply -f deploy/manifest.yaml"))!.text);
   expect((await cluster.api.get(daemonSet)).metadata.uid).toBe(uid);
   expect(await running.lost()).toEqual([]);
