@@ -78,9 +78,12 @@ export class ConfigError extends Error {
 
 type Environment = Record<string, string | undefined>;
 
-/** Reads the configuration; throws a `ConfigError` that lists all mistakes. */
-export function readConfig(env: Environment): Config {
-  const mistakes: string[] = [];
+/**
+ * Reads the configuration; throws a `ConfigError` that lists all mistakes.
+ * @param found mistakes around the settings, to be told in the same message
+ */
+export function readConfig(env: Environment, found: readonly string[] = []): Config {
+  const mistakes = [...found];
   const wrong = (name: SettingName, right: string) => {
     mistakes.push(`${name}=${shorten(JSON.stringify(env[name] ?? ""), 300)}: ${shorten(right, 600)}`);
   };
@@ -202,7 +205,10 @@ export function readConfig(env: Environment): Config {
     wrong("HEALTH_BIND_ADDR", "must have another port than METRICS_BIND_ADDR");
 
   if (bool("ENABLE_NETWORK_POLICY"))
-    wrong("ENABLE_NETWORK_POLICY", "this version cannot do that yet: unset it or set it to 0");
+    wrong(
+      "ENABLE_NETWORK_POLICY",
+      "this version enforces no NetworkPolicy yet: set it to 0, and have kube-network-policies (kubernetes-sigs) enforce them meanwhile, see docs/migration.md#networkpolicy",
+    );
   const cniConfigPath = path("CNI_CONFIG_PATH");
   if (cniConfigPath.startsWith("/") && !cniConfigPath.endsWith(".conflist"))
     wrong("CNI_CONFIG_PATH", "must end in .conflist: in other files the container runtime reads one plugin");
@@ -252,7 +258,7 @@ const tunnelFamilies: Record<"ipv4" | "ipv6" | "dualstack", readonly Family[]> =
 };
 
 /** What Go's strconv.ParseBool takes. */
-function parseBool(value: string): boolean | undefined {
+export function parseBool(value: string): boolean | undefined {
   if (["1", "t", "T", "true", "TRUE", "True"].includes(value)) return true;
   if (["0", "f", "F", "false", "FALSE", "False"].includes(value)) return false;
   return undefined;

@@ -9,17 +9,19 @@ import { install, uninstall } from "./cli/install.ts";
 import { withoutKlogFlags } from "./cli/klog.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
-import { type Config, ConfigError, readConfig } from "./config.ts";
+import { type Config, ConfigError, parseBool, readConfig } from "./config.ts";
 import { watchCniFolder } from "./host/cnifolder.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
 import { installPlugins } from "./host/plugins.ts";
+import { checkPod } from "./host/pod.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
 import { perform, printStep } from "./host/run.ts";
 import { createLogger } from "./log.ts";
 import { serveHealth, serveMetrics } from "./serve.ts";
+import { readSetting } from "./settings.ts";
 
 const usage = `usage: wigglenet [agent] [--kubeconfig FILE] [--dry-run]
        wigglenet install [--kubeconfig FILE] [--dry-run]
@@ -58,11 +60,13 @@ async function main(): Promise<void> {
     const { source = "/usr/lib/cni", target = "/opt/cni/bin" } = values;
     return await installPlugins({ source, target, paper: dry }, logger("info", dry));
   }
-  const config = readConfig({
+  const env = {
     ...process.env,
     ...(kubeconfig && { KUBECONFIG: kubeconfig }),
     LOG_LEVEL: process.env.LOG_LEVEL || klog.logLevel,
-  });
+  };
+  const firewallOnly = parseBool(readSetting(env, "FIREWALL_ONLY")) ?? false;
+  const config = readConfig(env, dry ? [] : await checkPod(env, firewallOnly));
   const client = new ApiClient(config.kubeconfig);
   await checkPrograms(config);
   const log = logger(config.logLevel, dry);

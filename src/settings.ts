@@ -74,7 +74,10 @@ export const settings = {
     meaning: "nftables, iptables, or auto: nftables if the kernel has it",
   },
   FIREWALL_ONLY: { default: "0", meaning: "1: masquerade and filter alone; no tunnel, routes and CNI file" },
-  ENABLE_NETWORK_POLICY: { default: "0", meaning: "refused by this version if set to 1" },
+  ENABLE_NETWORK_POLICY: {
+    default: "0",
+    meaning: "refused if set to 1: this version enforces no NetworkPolicy",
+  },
   ENABLE_FLOWTABLE: { default: "0", meaning: "1: established flows of pods are offloaded; nftables only" },
   FLOWTABLE_DEVICES: {
     default: "",
