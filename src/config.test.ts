@@ -154,7 +154,12 @@ test.each<[env: Environment, expected: Partial<Config>]>([
     { ENABLE_METRICS: "1" },
     {
       metrics: {
-        address: { variable: "METRICS_BIND_ADDR", text: ":9091", hostname: undefined, port: 9091 },
+        address: {
+          variable: "METRICS_BIND_ADDR",
+          text: "127.0.0.1:9091",
+          hostname: "127.0.0.1",
+          port: 9091,
+        },
         certificate: undefined,
       },
     },

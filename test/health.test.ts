@@ -1,6 +1,6 @@
 /** The health and metrics endpoints, asked from the node itself. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync } from "node:fs";
+import { copyFileSync, mkdirSync, readdirSync } from "node:fs";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import { type Issued, Pki } from "./lab/pki.ts";
@@ -95,7 +95,7 @@ test(
 );
 
 test(
-  "metrics count passes, changes, nodes, peers and handshakes, without a label for each node",
+  "metrics count passes, changes, nodes, handshakes, what each peer sent and got, and what the process takes",
   async () => {
     other.startAgent();
     await until("the other node to be ready", async () => (await ready(other))?.status === 200, {
@@ -129,14 +129,54 @@ test(
     expect(values['wigglenet_changes_total{what="peers added or changed"}']).toBeGreaterThan(0);
     expect(Date.now() / 1000 - values.wigglenet_last_handshake_timestamp_seconds!).toBeWithin(-1, 60);
     const peer = (await other.object()).metadata.annotations!["wigglenet/public-key"]!;
-    for (const name of Object.keys(values)) {
-      expect(name).not.toContain(other.name);
-      expect(name).not.toContain(peer);
-    }
+    const endpoint = `${other.addresses.ipv4}:24601`;
+    const labels = `{public_key="${peer}",endpoint="${endpoint}",node="${other.name}"}`;
+    expect(values[`wigglenet_peer_last_handshake_seconds${labels}`]).toBeWithin(0, 60);
+    expect(values[`wigglenet_peer_receive_bytes_total${labels}`]).toBeGreaterThan(0);
+    expect(values[`wigglenet_peer_transmit_bytes_total${labels}`]).toBeGreaterThan(0);
+    const pid = `/proc/${await node.agentPid()}`;
+    expect(values.process_start_time_seconds).toBeWithin(Date.now() / 1000 - 120, Date.now() / 1000);
+    expect(values.process_cpu_seconds_total).toBeWithin(0.01, 60);
+    expect(values.process_resident_memory_bytes).toBeWithin(20e6, 500e6);
+    expect(values.process_virtual_memory_bytes).toBeGreaterThan(values.process_resident_memory_bytes!);
+    expect(values.process_open_fds).toBeWithin(5, readdirSync(`${pid}/fd`).length + 10);
+    expect(values.process_max_fds).toBeGreaterThan(100);
     await lab.controlPlane.api.remove("/api/v1/nodes/malformed");
   },
   60_000 * patience,
 );
+
+/** What the queries of the Go implementation's dashboard select and group by, but for those of policies. */
+const dashboard: [metric: string, labels: Record<string, string | undefined>][] = [
+  ["wigglenet_build_info", { version: undefined, firewall_backend: undefined }],
+  ["wigglenet_pod_cidrs_total", {}],
+  ["wigglenet_peers_total", {}],
+  ["wigglenet_firewall_sync_total", { backend: undefined, status: "error" }],
+  ["wigglenet_firewall_sync_total", { backend: undefined, status: "success" }],
+  ["wigglenet_firewall_sync_duration_seconds_bucket", { backend: undefined, le: "+Inf" }],
+  ["wigglenet_peer_receive_bytes_total", { public_key: undefined, endpoint: undefined }],
+  ["wigglenet_peer_transmit_bytes_total", { public_key: undefined, endpoint: undefined }],
+  ["wigglenet_peer_last_handshake_seconds", { public_key: undefined, endpoint: undefined }],
+];
+test.each(dashboard)("the dashboard of the Go implementation finds %s with %j", async (metric, wanted) => {
+  const found = Object.keys(await metrics())
+    .filter((name) => name.replace(/\{.*/, "") === metric)
+    .map((name) =>
+      Object.fromEntries([...name.matchAll(/(\w+)="([^"]*)"/g)].map(([, label, value]) => [label, value])),
+    );
+  const matching = found.filter((labels) =>
+    Object.entries(wanted).every(([label, value]) =>
+      value === undefined ? labels[label] : labels[label] === value,
+    ),
+  );
+  if (matching.length === 0) throw new Error(`of ${metric} there is only ${JSON.stringify(found)}`);
+});
+
+test("metrics are not open to the network unless that is asked for", async () => {
+  for (const host of [node.addresses.ipv4, `[${node.addresses.ipv6}]`])
+    expect(await get(`http://${host}:9091/metrics`, {}, other)).toBeUndefined();
+  expect(await get("http://127.0.0.1:9091/metrics")).toMatchObject({ status: 200 });
+});
 
 describe("by HTTPS", () => {
   const files = "/etc/wigglenet";
