@@ -37,17 +37,17 @@ const goNames: Record<string, string> = { ipv6_only: "ipv6_only", metrics: "mani
 /** The manifests that the chart renders: paths and texts. */
 export async function manifests(): Promise<Map<string, string>> {
   const manifest = async (names: string[], purpose: string, flags: string[]) => {
-    const head = `# ${purpose}\n# Made from deploy/chart by \`npm run manifests\`. Every setting: docs/configuration.md\n`;
+    const head = `${purpose}# Made from deploy/chart by \`npm run manifests\`. Every setting: docs/configuration.md\n`;
     const text = head + commented(await render(flags));
     return names.map((name): [string, string] => [`${deploy}/${name}.yaml`, text]);
   };
   const variants = readdirSync(`${chart}/variants`).map((file) => {
     const path = `${chart}/variants/${file}`;
     const variant = basename(file, ".yaml");
-    const [, purpose] = /^# (.*)/.exec(readFileSync(path, "utf8"))!;
-    return manifest([`manifest_${variant}`, goNames[variant] ?? []].flat(), purpose!, ["--values", path]);
+    const [purpose] = /^(# .*\n)+/.exec(readFileSync(path, "utf8"))!;
+    return manifest([`manifest_${variant}`, goNames[variant] ?? []].flat(), purpose, ["--values", path]);
   });
-  const purpose = "Both families through the tunnel, masqueraded to the outside: the default.";
+  const purpose = "# Both families through the tunnel, masqueraded to the outside: the default.\n";
   return new Map((await Promise.all([manifest(["manifest"], purpose, []), ...variants])).flat());
 }
 

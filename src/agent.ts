@@ -260,7 +260,7 @@ export class Agent {
     this.#count(desired, own.podRanges);
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
-    if (host.backend) metrics.buildInfo.set({ version: this.#version, firewall_backend: host.backend }, 1);
+    if (host.backend) metrics.setBuildInfo(this.#version, host.backend);
     await host.forwarding(new Set(own.podRanges.map((range) => familyOf(range.subnet))));
     const { cni } = desired;
     if (cni !== undefined && !config.firewallOnly)
@@ -357,7 +357,7 @@ export class Agent {
     const others = [...this.#nodes.others.values()];
     metrics.nodes.set(others.length);
     metrics.nodesWithProblems.set(problems.size);
-    metrics.peers.set(peers.length);
+    metrics.setPeers(peers);
     metrics.podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, own.length));
   }
 

@@ -366,7 +366,8 @@ export class Host {
     this.#untold += commands.filter(isTold).length;
     this.#echoUntil = performance.now() + echo;
     if (commands.length > 0) this.#devices = this.#hands.paper ? [] : undefined;
-    await this.perform("firewall", commands, { backend });
+    if (commands.length > 0)
+      await metrics.firewallSync(backend, () => this.perform("firewall", commands, { backend }));
     this.#firewall = settledFirewall(backend, firewall, observed);
     return true;
   }

@@ -4,7 +4,8 @@ import { register } from "prom-client";
 import type { Agent } from "./agent.ts";
 import { type Certificate, readFittingCertificate } from "./certificate.ts";
 import type { BindAddress, MetricsSettings } from "./config.ts";
-import { inSync, observeHandshakes } from "./metrics.ts";
+import { inSync, observePeers } from "./metrics.ts";
+import { registerProcessMetrics } from "./process-metrics.ts";
 import { joinLines, longestLine } from "./shorten.ts";
 
 type Routes = Record<string, () => Response | Promise<Response>>;
@@ -35,10 +36,11 @@ export function serveMetrics(
   link: string | undefined,
   log: Logger,
 ): void {
+  registerProcessMetrics();
   const routes: Routes = {
     "/metrics": async () => {
       inSync.set(agent.unready() === undefined ? 1 : 0);
-      if (link) await observeHandshakes(link, Date.now() / 1000);
+      if (link) await observePeers(link, Date.now() / 1000);
       return new Response(await register.metrics(), { headers: { "content-type": register.contentType } });
     },
   };

@@ -92,7 +92,10 @@ export const settings = {
     meaning: "where /healthz and /readyz are answered, as 127.0.0.1:24602 or [::1]:24602",
   },
   ENABLE_METRICS: { default: "0", meaning: "1: /metrics is answered, for Prometheus" },
-  METRICS_BIND_ADDR: { default: ":9091", meaning: "where /metrics is answered; :9091 is all addresses" },
+  METRICS_BIND_ADDR: {
+    default: "127.0.0.1:9091",
+    meaning: "where /metrics is answered; :9091 is all addresses, open to the network",
+  },
   METRICS_TLS_CERT_FILE: { default: "", meaning: "certificate of /metrics: HTTPS instead of HTTP" },
   METRICS_TLS_KEY_FILE: { default: "", meaning: "the certificate's private key" },
   METRICS_TLS_CLIENT_CA_FILE: {

@@ -187,7 +187,12 @@ test("kubelet probes where the agent answers, and Prometheus finds its port", as
   expect(probes(await health("[::1]:9"))).toEqual(at("::1", 9));
   expect(probes(await health(":9"))).toEqual(at("127.0.0.1", 9));
   expect(probes(await health(""))).toEqual([undefined, undefined]);
-  const { metadata, spec } = daemonSetOf(read("deploy/manifest_metrics.yaml")).spec.template;
+  expect(read("deploy/manifest_metrics.yaml")).toContain("docs/configuration.md#who-may-read-the-metrics");
+  expect(
+    daemonSetOf(read("deploy/manifest_metrics.yaml")).spec.template.metadata.annotations,
+  ).toBeUndefined();
+  const open = "settings.ENABLE_METRICS=1,settings.METRICS_BIND_ADDR=:9091";
+  const { metadata, spec } = daemonSetOf(await render(["--set", open])).spec.template;
   expect(metadata.annotations).toEqual({ "prometheus.io/scrape": "true", "prometheus.io/port": "9091" });
   expect(spec.containers[0].ports).toEqual([{ name: "metrics", containerPort: 9091 }]);
   expect(containerOf(read("deploy/manifest.yaml")).ports).toBeUndefined();
