@@ -127,6 +127,7 @@ const others: [string, (manifest: string) => unknown, unknown][] = [
   ["nodeSelector.pool=a", (text) => podOf(text).nodeSelector, { "kubernetes.io/os": "linux", pool: "a" }],
   ["resources.limits.memory=1Gi", (text) => containerOf(text).resources, { limits: { memory: "1Gi" } }],
   ["cni.confDir=/c", hostPaths, ["/c"]],
+  ["stateDir=/s", hostPaths, ["/s"]],
   ["cni.install=false", (text) => podOf(text).initContainers, undefined],
   ["cni.binDir=/b", hostPaths, ["/b"]],
   ["extraVolumes[0].name=v", (text) => podOf(text).volumes, [{ name: "v" }]],
@@ -146,6 +147,33 @@ test.each(others)("--set %s", async (flag, pick, expected) => {
   else if (Array.isArray(expected)) expect(changed).toEqual(expect.arrayContaining(expected));
   else if (typeof expected === "object") expect(changed).toMatchObject(expected as object);
   else expect(changed).toBe(expected);
+});
+
+// What differs from the default, and no value that the chart does not know.
+test.each([
+  ["k3s", "/etc/wigglenet"],
+  ["kind", "/etc/wigglenet"],
+  ["rke2", "/etc/wigglenet"],
+  ["talos", "/var/lib/wigglenet"],
+])("deploy/chart/platforms/%s.yaml", async (platform, stateDir) => {
+  const file = `${chart}/platforms/${platform}.yaml`;
+  const { stdout } = await $({
+    quiet: true,
+  })`${helm} lint ${chart} --strict --kube-version ${kubernetesVersion} -f ${file}`;
+  expect(stdout).toContain("1 chart(s) linted, 0 chart(s) failed");
+  const pod = podOf(await render(["--values", file]));
+  const from = (name: string) => pod.volumes.find((volume) => volume.name === name)?.hostPath?.path;
+  // Where these look for it unless they bring a network plugin of their own.
+  expect([from("private-key"), from("cni"), from("cni-plugins")]).toEqual([
+    stateDir,
+    "/etc/cni/net.d",
+    "/opt/cni/bin",
+  ]);
+});
+
+test("every platform is tried", () => {
+  const files = [...new Bun.Glob("*").scanSync(`${chart}/platforms`)].sort();
+  expect(files).toEqual(["k3s.yaml", "kind.yaml", "rke2.yaml", "talos.yaml"]);
 });
 
 test("no value is untried, and one that there is not is refused by its name", async () => {
