@@ -1,12 +1,15 @@
 /** What a node tells of itself, what it finds wanting, and what it does not take for a reason to act. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { version } from "../package.json";
 import { annotationsOf } from "../src/plan/node.ts";
+import { repository } from "./lab/cache.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
 import { until } from "./lab/process.ts";
+import { stateOf } from "./lab/state.ts";
 
 const addresses = { ipv4: "192.0.2.77", ipv6: "2001:db8:77::1" };
 let lab: Lab;
@@ -35,6 +38,22 @@ async function forwarding(node: LightNode): Promise<string[]> {
   return stdout.trim().split("\n");
 }
 
+/** Waits until `/readyz` of a node says this. */
+async function says(node: LightNode, status: number, ...parts: string[]): Promise<void> {
+  let last: unknown;
+  const ask = `const answer = await fetch("http://127.0.0.1:24602/readyz");
+    console.log(answer.status, await answer.text());`;
+  await until(
+    `/readyz to say ${status} ${parts.join(", ")}`,
+    async () => {
+      const answer = await node.namespace.run([process.execPath, "-e", ask]).catch(String);
+      last = answer;
+      return answer.startsWith(`${status} `) && parts.every((part) => answer.includes(part));
+    },
+    { why: () => String(last) },
+  );
+}
+
 /** Gives the bridge another address, and waits until that is announced: what was done before has been seen by then. */
 async function announceAnother(address: string): Promise<void> {
   await n1.namespace.ip(`addr add ${address}/32 dev lan0`);
@@ -60,22 +79,6 @@ describe("sysctls", () => {
   const set = (node: LightNode, value: number) =>
     node.namespace.sysctl(Object.fromEntries(names.map((name) => [name, value])));
 
-  /** Waits until `/readyz` of n2 says this. */
-  async function says(status: number, ...parts: string[]): Promise<void> {
-    let last: unknown;
-    const ask = `const answer = await fetch("http://127.0.0.1:24602/readyz");
-      console.log(answer.status, await answer.text());`;
-    await until(
-      `/readyz to say ${status} ${parts.join(", ")}`,
-      async () => {
-        const answer = await n2.namespace.run([process.execPath, "-e", ask]).catch(String);
-        last = answer;
-        return answer.startsWith(`${status} `) && parts.every((part) => answer.includes(part));
-      },
-      { why: () => String(last) },
-    );
-  }
-
   test("that cannot be written keep no link down; what is missing is said, with the remedy", async () => {
     const readOnly = "/run/sys-net";
     await n2.stopAgent();
@@ -87,20 +90,27 @@ describe("sysctls", () => {
     });
     n2.startAgent({ ...health, PROC_SYS_NET_PATH: readOnly });
     await n2.ready();
-    await says(200, "warning: ", "net.ipv6.conf.default.accept_dad=0", "/etc/sysctl.d", "PROC_SYS_NET_PATH");
+    await says(
+      n2,
+      200,
+      "warning: ",
+      "net.ipv6.conf.default.accept_dad=0",
+      "/etc/sysctl.d",
+      "PROC_SYS_NET_PATH",
+    );
     await n2.namespace.sysctl({ "net.ipv4.conf.wigglenet.rp_filter": 1 });
-    await says(503, "net.ipv4.conf.wigglenet.rp_filter=2");
+    await says(n2, 503, "net.ipv4.conf.wigglenet.rp_filter=2");
     await n2.namespace.sysctl({
       "net.ipv6.conf.default.accept_dad": 0,
       "net.ipv4.conf.wigglenet.rp_filter": 2,
     });
-    await says(200, "ok");
+    await says(n2, 200, "ok");
 
     for (const name of names) {
       await n2.namespace.sysctl({ [name]: 0 });
-      await says(503, "forwarding is off", name, "/etc/sysctl.d", "PROC_SYS_NET_PATH");
+      await says(n2, 503, "forwarding is off", name, "/etc/sysctl.d", "PROC_SYS_NET_PATH");
       await set(n2, 1);
-      await says(200, "ok");
+      await says(n2, 200, "ok");
     }
     const lines = n2.agentLog().filter((line) => String(line.msg).startsWith("forwarding is off"));
     expect(lines).toHaveLength(2);
@@ -114,10 +124,10 @@ describe("sysctls", () => {
     await n2.namespace.ip(`route add ${route}`);
     await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 1 });
     await set(n2, 0);
-    await says(503, "eth0", "net.ipv6.conf.eth0.accept_ra=2", names[1]!);
+    await says(n2, 503, "eth0", "net.ipv6.conf.eth0.accept_ra=2", names[1]!);
     expect(await forwarding(n2)).toEqual(["1", "0"]);
     await n2.namespace.sysctl({ "net.ipv6.conf.eth0.accept_ra": 2 });
-    await says(200, "ok");
+    await says(n2, 200, "ok");
     expect(await forwarding(n2)).toEqual(["1", "1"]);
     await n2.namespace.ip(`route del ${route}`);
   });
@@ -177,4 +187,73 @@ test("a peer whose going failed halfway goes at the retry", async () => {
   expect(await peers()).toContain(key);
   await n1.$`rm /opt/way/blocked`;
   await until("the peer to be gone", async () => !(await peers()).includes(key));
+});
+
+describe("a second agent on the node", () => {
+  const health = { HEALTH_BIND_ADDR: "127.0.0.1:24602" };
+  const log = (name: string) => `${lab.underlay.dir}/log/${name}.log`;
+  /** With its own processes, as in a container. */
+  const contained = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"];
+  const agent = [`${repository}/dist/wigglenet`, "agent"];
+  const start = (name: string, argv = [...contained, ...agent], env: Record<string, string> = {}) =>
+    n1.namespace.start(name, argv, log(name), { ...n1.agentEnv({ HEALTH_BIND_ADDR: "", ...env }) });
+  const toldOf = () => n1.agentLog().filter((line) => JSON.stringify(line).includes("another agent"));
+
+  test("ends and changes nothing; each of both says once what the other is", async () => {
+    await n1.stopAgent();
+    n1.startAgent(health);
+    await n1.inSync();
+    const before = await stateOf(n1);
+    const key = { WIGGLENET_PRIVKEY_PATH: "/etc/wigglenet/another.key" };
+    const second = start("second", undefined, { ...key, KUBERNETES_SERVICE_HOST: "10.96.0.1" });
+    const third = start("third", agent);
+    expect(await Promise.all([second.exited, third.exited])).toEqual([1, 1]);
+    for (const { name } of [second, third]) {
+      const said = readFileSync(log(name), "utf8");
+      expect(said.match(/another agent/g)).toHaveLength(2);
+      for (const part of ["waiting", version, `pid ${await innerPid()}`, "wigglenet uninstall"])
+        expect(said).toContain(part);
+    }
+    expect(await stateOf(n1)).toEqual(before);
+    expect(n1.read(key.WIGGLENET_PRIVKEY_PATH)).toBeUndefined();
+    const told = JSON.stringify(toldOf());
+    for (const part of [version, "kubelet", "pid 1 in its container"]) expect(told).toContain(part);
+    expect(toldOf()).toHaveLength(2);
+    await says(n1, 200, "ok\nwarning: another agent");
+    expect(n1.agentRuns).toBe(true);
+  });
+
+  test("takes over when the first one ends, as in an upgrade", async () => {
+    const next = start("next", agent);
+    await until("it to wait", () => readFileSync(log("next"), "utf8").includes("another agent"));
+    await n1.stopAgent();
+    await until("it to be in sync", () => readFileSync(log("next"), "utf8").includes('"in sync"'));
+    // Another one waits for this one then, and ends when it is told to.
+    const waiting = start("waiting", agent);
+    await until("the third to wait", () => readFileSync(log("waiting"), "utf8").includes("another agent"));
+    expect(await waiting.stop()).toBe(0);
+    await next.stop();
+    n1.startAgent();
+    await n1.inSync();
+  });
+
+  test("something else that holds its place and says nothing keeps it from starting, and is named", async () => {
+    await n1.stopAgent();
+    const script = String.raw`Bun.listen({ unix: "\0wigglenet-agent", socket: { data() {} } }); setInterval(() => 0, 1e6)`;
+    const holder = n1.namespace.start("holder", [process.execPath, "-e", script], log("holder"));
+    await until("it to hold", async () =>
+      (await n1.$`cat /proc/net/unix`).stdout.includes("@wigglenet-agent"),
+    );
+    n1.startAgent();
+    expect(await n1.agentExit()).toBe(1);
+    expect(JSON.stringify(n1.agentLog())).toContain("does not answer");
+    await holder.stop("SIGKILL");
+    n1.startAgent();
+    await n1.inSync();
+  });
+
+  async function innerPid(): Promise<string> {
+    const pids = (await n1.$`pgrep -x wigglenet`).stdout.trim().split("\n");
+    return pids[0]!;
+  }
 });
