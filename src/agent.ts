@@ -138,6 +138,10 @@ export class Agent {
     return this.#findings.lines("warning");
   }
 
+  report(...finding: Parameters<Findings["report"]>): void {
+    this.#findings.report(...finding);
+  }
+
   /** Something changed that is known already; a pass is due. */
   mark(reason: string): void {
     this.#reasons.add(reason);

@@ -14,6 +14,7 @@ import { watchCniFolder } from "./host/cnifolder.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
+import { acquireLock } from "./host/lock.ts";
 import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
 import { installPlugins } from "./host/plugins.ts";
 import { checkPod } from "./host/pod.ts";
@@ -99,6 +100,8 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
       log.info({ signal }, "stopping; the data path stays");
       stop.abort();
     });
+  const lock = await acquireLock(version, log, stop.signal);
+  if (lock === undefined) process.exit(0);
   const key = hasTunnel(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
   if (key?.created)
     log.info({ path: config.privateKeyPath, publicKey: key.publicKey }, "private key created");
@@ -108,6 +111,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
     createLink: (name, mode) => createLink(name, mode, log),
     annotate: (annotations) => nodes.annotate(annotations),
   }));
+  lock.reportTo(agent);
   if (config.health) serveHealth(config.health, agent);
   if (config.metrics)
     serveMetrics(config.metrics, agent, hasTunnel(config) ? config.linkName : undefined, log);
