@@ -40,6 +40,7 @@ const health = (text: string, hostname: string | undefined, port: number) => ({
 test("the name of the node is all that is needed", () => {
   expect(config()).toMatchInlineSnapshot(`
     {
+      "allowedPodCidrs": [],
       "cniConfigPath": "/etc/cni/net.d/10-wigglenet.conflist",
       "families": [
         "ipv4",
@@ -110,6 +111,11 @@ test.each<[env: Environment, expected: Partial<Config>]>([
   [{ MASQUERADE_IPV6: "false" }, { masquerade: { ipv4: true, ipv6: false } }],
   [{ MASQUERADE_RANDOM_FULLY: "0" }, { masqueradeRandomFully: false }],
   [{ NON_MASQUERADE_CIDRS: "" }, { nonMasqueradeCidrs: [] }],
+  [{ ALLOWED_POD_CIDRS: "" }, { allowedPodCidrs: [] }],
+  [
+    { ALLOWED_POD_CIDRS: "10.244.0.0/16, 2001:DB8::/32" },
+    { allowedPodCidrs: ["10.244.0.0/16", "2001:db8::/32"] },
+  ],
   [
     { NON_MASQUERADE_CIDRS: "192.168.7.9/16, 2001:DB8::/32,,10.0.0.0/8," },
     { nonMasqueradeCidrs: ["192.168.0.0/16", "2001:db8::/32", "10.0.0.0/8"] },
@@ -301,6 +307,8 @@ describe("mistakes: the variable, its value, what would be right", () => {
     [{ NON_MASQUERADE_CIDRS: "10.0.0.0/33" }, '"10.0.0.0/33" is not a prefix'],
     [{ NON_MASQUERADE_CIDRS: "10.0.0.0/8 fd00::/8" }, "is not a prefix"],
     // All: ipset has no word for it, and a switch has.
+    [{ ALLOWED_POD_CIDRS: "10.244.0.0" }, 'ALLOWED_POD_CIDRS="10.244.0.0": "10.244.0.0" is not a prefix'],
+    [{ ALLOWED_POD_CIDRS: "10.0.0.0/8,::/0" }, '"::/0" is everything: leave it out'],
     [{ NON_MASQUERADE_CIDRS: "0.0.0.0/0" }, '"0.0.0.0/0" is everything: set MASQUERADE_IPV4=0 instead'],
     [{ NON_MASQUERADE_CIDRS: "fd00::/8,::/0" }, '"::/0" is everything: set MASQUERADE_IPV6=0 instead'],
   ])("%j", (env, says) => {

@@ -54,6 +54,9 @@ async function lost(streams: Stream[]): Promise<number[]> {
 
 const reached = () => lab.unreached([pod, n2]);
 const own = () => n2.addresses as { ipv4: string; ipv6: string };
+/** n2's addresses on n3. */
+const onLo = (verb: "add" | "del") =>
+  n3.namespace.ip(`addr ${verb} ${own().ipv4}/32 dev lo`, `addr ${verb} ${own().ipv6}/128 dev lo`);
 
 describe("an address that is on the node's link stays in the tunnel", () => {
   test.each<[way: string, harm: () => Promise<unknown>, heal: () => Promise<unknown>]>([
@@ -97,6 +100,20 @@ describe("an address that is on the node's link stays in the tunnel", () => {
       "another Node lists them in its status (a VIP that fails over)",
       () => n3.publishAddresses(own()),
       () => n3.publishAddresses(),
+    ],
+    [
+      "another node has them too, and its agent publishes them (a cloned VM)",
+      async () => {
+        await onLo("add");
+        await n3.publishAddresses(own());
+        await until("n3 to publish them", async () =>
+          (await published(n3)).join().includes(Object.values(own()).join()),
+        );
+      },
+      async () => {
+        await onLo("del");
+        await n3.publishAddresses();
+      },
     ],
   ])("%s", async (_, harm, heal) => {
     await using capture = await lab.capture();

@@ -1,9 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { compareAddresses, families, hostPrefix, overlaps, parseAddress } from "./address.ts";
+import { compareAddresses, contains, hostPrefix, overlaps } from "./address.ts";
 import { type OwnClaims, type Standing, settle } from "./claims.ts";
 import { node, own, stands } from "./fixtures/claims.ts";
-import { annotation, fromAnnotations, fromNode } from "./node.ts";
+import { annotation, fromAnnotations, fromNode, type NodeRecord } from "./node.ts";
 
 describe("properties", () => {
   // Few values, so that collisions are the rule; and each is one number, as 10,000 clusters take their time.
@@ -63,38 +63,56 @@ describe("properties", () => {
           : fromNode({ metadata, spec: { podCIDR: `10.1.${age}.0/24` } });
       }),
     );
-  const ownClaims = fc.record({
-    name: fc.constant("own"),
-    publicKey: fc.constantFrom(...keys),
-    podCidrs: fc.constantFrom([], ["10.1.3.0/24"], ["10.1.3.0/24", "fd00:1:0:3::/64"]),
-    addresses: fc.constantFrom([], ["192.0.2.3"], ["192.0.2.3", "2001:db8::3"]),
-    reserved: fc.constantFrom([], ["192.0.2.7"]),
-    reaches: fc.constant(families),
-  });
+  const ownClaims = fc
+    .tuple(
+      fc.constantFrom(...keys),
+      fc.constantFrom([], ["10.1.3.0/24"], ["10.1.3.0/24", "fd00:1:0:3::/64"]),
+      fc.constantFrom([], ["192.0.2.3"], ["192.0.2.3", "2001:db8::3"]),
+      fc.constantFrom([], ["192.0.2.7"]),
+      fc.constantFrom([], ["192.0.2.0/24", "10.0.0.0/14"]),
+    )
+    .map(([publicKey, podCidrs, addresses, apiServer, onLink]) =>
+      own({ publicKey, podCidrs, addresses, bounds: { ownAddresses: addresses, apiServer, onLink } }),
+    );
 
-  /** What WireGuard has after a settlement. */
-  function tunnel({ nodes }: ReturnType<typeof settle>): Standing {
-    const peers = nodes.filter((settled) => settled.publicKey !== undefined);
-    return {
-      owners: new Map(
-        peers.flatMap(({ publicKey: key = "", podCidrs, addresses }) =>
-          [...podCidrs, ...addresses.map(hostPrefix)].map((value) => [value, key] as const),
-        ),
-      ),
-      endpoints: new Map(
-        peers.flatMap(({ publicKey: key = "", record: { endpoints } }) =>
-          endpoints[0] === undefined ? [] : [[key, endpoints[0]] as const],
-        ),
-      ),
-      holders: new Map(peers.map(({ publicKey: key = "", record: { name } }) => [key, name])),
-    };
+  type Settled = ReturnType<typeof settle>;
+
+  /** What the next pass knows. */
+  function remembered({ standing, nodes }: Settled): Standing {
+    const endpoints = nodes.flatMap(({ publicKey, record }): [string, string][] =>
+      publicKey && record.endpoints[0] ? [[publicKey, record.endpoints[0]]] : [],
+    );
+    return { ...standing, endpoints: new Map(endpoints) };
   }
 
-  function check(claims: OwnClaims, settlement: ReturnType<typeof settle>): void {
+  /** What an agent knows that has just been restarted: the kernel tells no names. */
+  const restarted = (settled: Settled): Standing => ({
+    ...remembered(settled),
+    nodes: new Map(),
+    holders: new Map(),
+  });
+
+  /** What WireGuard has: for each prefix the key. */
+  const tunnel = ({ standing }: Settled) =>
+    new Map([...standing.owners].sort(([a], [b]) => compareAddresses(a, b)));
+
+  function check(claims: OwnClaims, settlement: Settled): void {
     for (const { record, podCidrs } of settlement.nodes)
-      for (const address of claims.reserved)
-        if (!record.addresses.includes(address) && podCidrs.some((prefix) => overlaps(prefix, address)))
+      for (const address of claims.bounds.apiServer)
+        if (
+          !record.addresses.includes(address) &&
+          podCidrs.some(
+            (prefix) =>
+              contains(prefix, address) &&
+              (prefix === hostPrefix(address) ||
+                !claims.bounds.onLink.some((network) => contains(network, prefix))),
+          )
+        )
           throw new Error(`${record.name} has the API server's ${address} in ${podCidrs}`);
+    for (const { record, podCidrs } of settlement.nodes)
+      for (const network of claims.bounds.onLink)
+        if (podCidrs.some((prefix) => contains(prefix, network)))
+          throw new Error(`${record.name} has all of ${network}, which is on a link`);
     const held = [
       ...[...claims.podCidrs, ...claims.addresses].map((value) => ["own", value] as const),
       ...settlement.nodes.flatMap(({ record, podCidrs, addresses }) =>
@@ -122,53 +140,143 @@ describe("properties", () => {
     );
   }, 60_000);
 
-  test("whatever others write, what stands in the tunnel of a node that has not changed stays there", () => {
-    const newcomers = fc.tuple(cluster, fc.integer({ min: 0, max: 9 }));
-    fc.assert(
-      fc.property(ownClaims, cluster, newcomers, (claims, before, [others, age]) => {
-        const first = settle(claims, before, stands());
-        const standing = tunnel(first);
-        // As old as may be, so that age alone would win.
-        const late = others.map((record, index) => ({
-          ...record,
-          name: `late-${index}`,
-          created: `200${age}`,
-        }));
-        const second = settle(claims, [...late, ...before], standing);
-        check(claims, second);
-        const contested = new Set(late.flatMap((record) => record.addresses.map(hostPrefix)));
-        const { owners, endpoints } = tunnel(second);
-        for (const [value, key] of standing.owners)
-          if (owners.get(value) !== key) {
-            // Only an address that is claimed twice leaves, for nobody.
-            expect([value, contested.has(value)]).toEqual([value, true]);
-            expect(owners.has(value)).toBe(false);
+  /** Nodes that come later, as old as may be, so that age alone would win. */
+  const latecomers = fc
+    .tuple(cluster, fc.integer({ min: 0, max: 9 }))
+    .map(([nodes, age]) =>
+      nodes.map((record, index) => ({ ...record, name: `late-${index}`, created: `200${age}` })),
+    );
+  /** What one of them writes next. */
+  const whatever = fc.array(latecomers, { minLength: 1, maxLength: 4 });
+
+  test.each<[title: string, known: (settled: Settled) => Standing]>([
+    ["that goes on", remembered],
+    ["that is restarted before each", restarted],
+  ])(
+    "for an agent %s nothing that others hold changes, whatever one node writes",
+    (_, known) => {
+      fc.assert(
+        fc.property(ownClaims, cluster, whatever, (claims, before, writes) => {
+          // What is undecided among them from the start is not held by anybody.
+          const first = settle(claims, before, stands());
+          let last = first;
+          let nodes = before;
+          for (const late of writes) {
+            nodes = [...late.slice(0, 1), ...before];
+            last = settle(claims, nodes, known(last));
+            check(claims, last);
+            for (const [prefix, key] of first.standing.owners)
+              expect([prefix, last.standing.owners.get(prefix)]).toEqual([prefix, key]);
           }
-        // Nor is a node taken by a pod CIDR around its address or around the place of its tunnel.
-        const places = [
-          ...first.nodes.flatMap(({ publicKey: key, addresses }) => (key ? addresses : [])),
-          ...new Set(standing.owners.values()),
-        ].map((value) => standing.endpoints.get(value) ?? value);
-        const covering = first.nodes.flatMap(({ podCidrs }) => podCidrs);
-        const free = places.filter(
-          (place) => isAddress(place) && !covering.some((prefix) => overlaps(prefix, place)),
-        );
-        const taken = second.nodes.flatMap(({ podCidrs }) => podCidrs);
-        for (const prefix of taken)
-          if (free.some((place) => overlaps(prefix, place)))
-            throw new Error(`${prefix} takes one of ${free}`);
-        for (const key of new Set(standing.owners.values()))
-          if (standing.endpoints.has(key))
-            expect(endpoints.get(key)).toBe(standing.endpoints.get(key) as string);
-        // And it comes to rest: what is settled is settled the same again.
-        expect(tunnel(settle(claims, [...late, ...before], tunnel(second)))).toEqual(tunnel(second));
+          // And it comes to rest: what is settled is settled the same again.
+          expect(tunnel(settle(claims, nodes, known(last)))).toEqual(tunnel(last));
+        }),
+        { numRuns: 1_000 },
+      );
+    },
+    60_000,
+  );
+
+  test("for an agent that has just booted it is dropped at worst, never sent to another node", () => {
+    fc.assert(
+      fc.property(ownClaims, cluster, latecomers, fc.boolean(), (claims, before, late, again) => {
+        const clean = settle(claims, before, stands());
+        let booted = settle(claims, [...late, ...before], stands());
+        // Nor later, when it knows what it settled itself.
+        if (again) booted = settle(claims, [...late, ...before], remembered(booted));
+        check(claims, booted);
+        for (const [prefix, key] of clean.standing.owners) {
+          const now = [...booted.standing.owners].filter(([other]) => overlaps(other, prefix));
+          for (const [other, owner] of now)
+            if (owner !== key) throw new Error(`${prefix} of ${key} is with ${owner}, as ${other}`);
+          // It is with its node, or known to be nobody's: it does not leave in the clear.
+          const guards = guarded(booted);
+          const kept =
+            now.some(([other]) => other === prefix) || guards.some((each) => contains(each, prefix));
+          expect([prefix, kept]).toEqual([prefix, true]);
+        }
       }),
       { numRuns: 1_000 },
     );
   }, 60_000);
+
+  /** What has an unreachable route or is in a set of the guard, and is in no peer. */
+  const guarded = ({ nodes, contested }: Settled) => [
+    ...contested.podCidrs,
+    ...contested.addresses,
+    ...nodes.flatMap((each) => (each.publicKey === undefined ? [...each.podCidrs, ...each.addresses] : [])),
+  ];
 });
 
-const isAddress = (value: string) => parseAddress(value) !== undefined;
+describe("what it costs, counted in comparisons and looks", () => {
+  const honest = Array.from({ length: 1_000 }, (_, index) => {
+    const [high, low] = [index >> 8, index & 255];
+    const claims = [`10.${high}.${low}.0/24`, `fd00:1:${high.toString(16)}:${low.toString(16)}::/64`];
+    return node(`n${index}`, [...claims, `172.16.${high}.${low}`, `2001:db8::${index.toString(16)}`]);
+  });
+  const cost = (more: NodeRecord[], standing: Standing) =>
+    settle(own(), [...honest, ...more], standing).steps;
+  const newcomer = node("newcomer", ["10.200.0.0/24", "fd00:1:200::/64", "172.16.200.1", "2001:db8::200:1"]);
+  const standing = { ...settle(own(), honest, stands()).standing, endpoints: new Map<string, string>() };
+
+  /** A node as it is read from what somebody wrote. */
+  const written = (podCidrs: string, nodeIps = "[]") =>
+    fromAnnotations({
+      metadata: {
+        name: "hostile",
+        creationTimestamp: "2001-01-01T00:00:00Z",
+        annotations: {
+          [annotation.publicKey]: Buffer.alloc(32, 9).toString("base64"),
+          [annotation.podCidrs]: podCidrs,
+          [annotation.nodeIps]: nodeIps,
+          [annotation.agent]: `{"version":"1.0.0","nodeIps":"","tunnelled":256}`,
+        },
+      },
+    });
+
+  test.each<[title: string, record: () => NodeRecord]>([
+    [
+      "138 nested prefixes",
+      () => {
+        const nested = Array.from({ length: 138 }, (_, n) =>
+          n < 25 ? `10.0.0.0/${32 - n}` : `fd00:1::/${128 - (n - 25)}`,
+        );
+        return written(JSON.stringify(nested));
+      },
+    ],
+    [
+      "256 entries of each",
+      () =>
+        written(
+          JSON.stringify(Array.from({ length: 256 }, (_, n) => `10.0.${n}.0/24`)),
+          JSON.stringify(Array.from({ length: 256 }, (_, n) => `172.16.0.${n}`)),
+        ),
+    ],
+    ["a list of 256 KiB", () => written(JSON.stringify(Array(14_000).fill("10.99.0.0/24")))],
+    ["a string of 256 KiB", () => written(JSON.stringify(["1".repeat(250_000)]))],
+    ["256 KiB of brackets", () => written("[".repeat(250_000))],
+    ["all of the address space that is allowed", () => written(`["10.0.0.0/8","fd00::/20"]`)],
+  ])("%s: no more than one node more", (_, record) => {
+    const hostile = record();
+    expect(hostile.podCidrs.length).toBeLessThanOrEqual(16);
+    expect(hostile.endpoints.length).toBeLessThanOrEqual(16);
+    expect(hostile.problems.join().length).toBeLessThan(2_000);
+    // It has 32 claims, a newcomer 4.
+    for (const known of [standing, stands()])
+      expect(cost([hostile], known)).toBeLessThan(cost([newcomer], known) * 1.02);
+  });
+
+  test("100 hostile nodes: no more than 100 nodes more", () => {
+    const nested = JSON.stringify(Array.from({ length: 16 }, (_, n) => `fd00:1::/${20 + 4 * n}`));
+    const hostile = Array.from({ length: 100 }, (_, index) => ({
+      ...written(nested),
+      name: `hostile-${index}`,
+    }));
+    // 400 honest nodes have as many claims as those have.
+    for (const known of [standing, stands()])
+      expect(cost(hostile, known)).toBeLessThan(cost([newcomer], known) * 1.5);
+  });
+});
 
 /** Milliseconds of processor time: how busy the machine is does not matter. */
 function timeOf(work: () => void): number {

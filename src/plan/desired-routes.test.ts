@@ -105,10 +105,22 @@ describe("routes", () => {
       [
         "on a link",
         {
-          nodes: [onLink()],
+          nodes: [onLink({ podCidrs: ["2001:db8:1::/80"] })],
           underlay: [{ prefix: "2001:db8:1::/64", via: undefined, dev: "eth1", metric: 256 }],
         },
-        ["2001:db8:1::/64 tunnel", "2001:db8:1::1/128 tunnel 24601", "2001:db8:1::1/128 dev eth1"],
+        ["2001:db8:1::/80 tunnel", "2001:db8:1::1/128 tunnel 24601", "2001:db8:1::1/128 dev eth1"],
+      ],
+      [
+        "so do this node's router and the API server, inside of a pod CIDR on the link",
+        {
+          nodes: [onLink({ podCidrs: ["2001:db8:1::/80"], addresses: [], endpoints: [] })],
+          reserved: ["2001:db8:1::100"],
+          underlay: [
+            { prefix: "2001:db8:1::/64", via: undefined, dev: "eth1", metric: 256 },
+            { prefix: "::/0", via: "2001:db8:1::fe", dev: "eth1", metric: 1024 },
+          ],
+        },
+        ["2001:db8:1::/80 tunnel", "2001:db8:1::fe/128 dev eth1", "2001:db8:1::100/128 dev eth1"],
       ],
       [
         "of two equal routes by the one of lower metric",

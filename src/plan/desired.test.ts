@@ -92,6 +92,34 @@ test("two nodes, dual-stack: all of it", () => {
         "ipv4",
         "ipv6",
       ],
+      "standing": {
+        "endpoints": 
+    Map {
+          "key-1" => "192.0.2.1",
+        }
+    ,
+        "holders": 
+    Map {
+          "key-1" => "n1",
+        }
+    ,
+        "nodes": 
+    Map {
+          "10.1.1.0/24" => "n1",
+          "fd00:1:0:1::/64" => "n1",
+          "192.0.2.1/32" => "n1",
+          "2001:db8::1/128" => "n1",
+        }
+    ,
+        "owners": 
+    Map {
+          "10.1.1.0/24" => "key-1",
+          "fd00:1:0:1::/64" => "key-1",
+          "192.0.2.1/32" => "key-1",
+          "2001:db8::1/128" => "key-1",
+        }
+    ,
+      },
     }
   `);
   expect(cni?.plugins[0]).toMatchObject({ type: "ptp", mtu: 1420 });
@@ -302,7 +330,7 @@ describe("problems", () => {
     [
       "of a claim, after those",
       { nodes: [keyless(1, { problems: ["bad"], podCidrs: ["10.1.0.0/25"] })] },
-      { n1: ["bad", "pod CIDR 10.1.0.0/25 overlaps pod CIDR 10.1.0.0/24 of node n0"] },
+      { n1: ["bad", "pod CIDR 10.1.0.0/25 overlaps pod CIDR 10.1.0.0/24 of node n0, which had it first"] },
     ],
     [
       "no endpoint",
