@@ -14,13 +14,14 @@ import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
+import { leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "./inputs.ts";
 import * as metrics from "./metrics.ts";
 import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
 import { type KnownAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./plan/identity.ts";
-import { annotationsOf, type NodeObject } from "./plan/node.ts";
+import { annotationsOf, mostClaims, type NodeObject } from "./plan/node.ts";
 import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 import { retain } from "./plan/retained.ts";
@@ -125,7 +126,7 @@ export class Agent {
     const { failing } = this.#host;
     const wrong = [...failing, ...this.#findings.lines("unready")];
     if (wrong.length > 0) return wrong.join("\n");
-    return this.#synced ? undefined : "not in sync yet";
+    return this.#synced ? undefined : ["not in sync yet", ...this.warnings()].join("\n");
   }
 
   /** What failed in the last pass, `RESOURCE: REASON` each. */
@@ -207,7 +208,7 @@ export class Agent {
       ...nodeAddresses(node, links, config, this.#known ?? publishedAddresses(node)),
     };
     this.#known = own;
-    this.#reportLeftOut(own.leftOut);
+    this.#findings.report("addresses", leftOutAddresses(own.leftOut));
     this.#followAddresses(links, own.addresses);
 
     // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
@@ -252,14 +253,14 @@ export class Agent {
       underlay: routes.underlay,
       departed: this.#departedClaims(routes, own.podRanges),
       reserved: this.#reserved,
+      whole: this.#nodes.whole,
     });
     host.keepElements = !this.#nodes.whole;
     const present = typeof tunnel === "object" ? tunnel.peers : new Map();
     const desired = this.#nodes.whole
       ? planned
       : retain(planned, { ...routes, routes: routes.own, peers: present });
-    if (typeof tunnel === "object")
-      this.#standing = standing({ peers: new Map(desired.peers.map((peer) => [peer.publicKey, peer])) });
+    if (tunnel !== undefined) this.#standing = desired.standing;
     this.#report(desired.problems);
     this.#count(desired, own.podRanges);
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
@@ -278,7 +279,7 @@ export class Agent {
     if (flowtable === undefined) return undefined;
     const { linkName } = this.#config;
     const named = flowtable.devices.filter((name) => !name.endsWith("*") && name !== linkName);
-    this.#tellMissing("FLOWTABLE_DEVICES", named, links);
+    this.#findings.report("FLOWTABLE_DEVICES", missingLinks("FLOWTABLE_DEVICES", named, links));
     const devices = matchingLinks(links, flowtable.devices);
     return { ...flowtable, devices };
   }
@@ -289,33 +290,10 @@ export class Agent {
     const present = new Set(own.flatMap((link) => link.addresses.map((entry) => entry.address)));
     if ([...this.#addresses].some((address) => !present.has(address))) this.#nodes.reconnect();
     this.#addresses = new Set([...this.#addresses, ...addresses].filter((address) => present.has(address)));
-    this.#tellMissing("NODE_IP_INTERFACES", this.#config.nodeIpInterfaces, own);
-  }
-
-  #reportLeftOut(leftOut: ReadonlyMap<string, string>): void {
     this.#findings.report(
-      "addresses",
-      leftOut.size === 0
-        ? undefined
-        : {
-            severity: "warning",
-            message:
-              "addresses that the Node lists do not go through the tunnel: have kubelet (--node-ip) or the cloud provider list lasting unicast addresses of this node's links",
-            leftOut: Object.fromEntries(leftOut),
-          },
+      "NODE_IP_INTERFACES",
+      missingLinks("NODE_IP_INTERFACES", this.#config.nodeIpInterfaces, own),
     );
-  }
-
-  /** A mistyped name, or a link that is still to come. */
-  #tellMissing(variable: string, names: readonly string[], links: readonly { name: string }[]): void {
-    const missing = names.filter((name) => !links.some((link) => link.name === name));
-    const finding = {
-      severity: "warning" as const,
-      message: `${variable} names links that are not there: they count once they are`,
-      missing,
-      context: { links: links.map((link) => link.name) },
-    };
-    this.#findings.report(variable, missing.length > 0 ? finding : undefined);
   }
 
   /** @returns undefined while nothing is known; a source that fails later leaves what it gave before */
@@ -335,17 +313,14 @@ export class Agent {
       ? compute()
       : this.#host.attempt("pod CIDRs", compute));
     if (computed !== undefined && (computed.length > 0 || this.#config.firewallOnly)) {
-      if (!Bun.deepEquals(computed, this.#podRanges))
+      if (!Bun.deepEquals(computed.slice(0, mostClaims), this.#podRanges))
         this.#log.info({ podCidrs: computed.map((range) => range.subnet) }, "own pod CIDRs");
-      this.#podRanges = computed;
+      this.#podRanges = computed.slice(0, mostClaims);
       this.#findings.report("pod CIDRs", undefined);
+      const surplus = computed.slice(mostClaims).map((range) => range.subnet);
+      this.#findings.report("surplus pod CIDRs", surplusPodCidrs(surplus));
     } else if (this.#podRanges === undefined)
-      this.#findings.report("pod CIDRs", {
-        severity: "unready",
-        message:
-          "the Node has no spec.podCIDRs yet: waiting for the controller manager (--allocate-node-cidrs) to set them; or set POD_CIDR_SOURCE_IPV4 and POD_CIDR_SOURCE_IPV6",
-        node: this.#config.nodeName,
-      });
+      this.#findings.report("pod CIDRs", noPodCidrsYet(this.#config.nodeName));
     return this.#podRanges;
   }
 

@@ -43,6 +43,8 @@ export interface Config {
   podCidrSource: PerFamily<PodCidrSource>;
   podCidrSourcePath: string | undefined;
   podCidrExpression: Expression | undefined;
+  /** Prefixes that pod CIDRs must lie in; empty: any. */
+  allowedPodCidrs: string[];
   masquerade: PerFamily<boolean>;
   /** Whether masquerading takes a random port, where it can. */
   masqueradeRandomFully: boolean;
@@ -106,7 +108,7 @@ export function readConfig(env: Environment, found: readonly string[] = []): Con
     wrong(name, `must be one of ${choices.join(", ")}`);
     return settings[name].default as T;
   };
-  const prefixes = (name: SettingName): string[] =>
+  const prefixes = (name: SettingName, instead: (prefix: string) => string): string[] =>
     text(name)
       .split(",")
       .map((each) => each.trim())
@@ -117,8 +119,7 @@ export function readConfig(env: Environment, found: readonly string[] = []): Con
         if (prefix === undefined)
           wrong(name, `${quoted} is not a prefix such as 192.168.0.0/16 or 2001:db8::/32`);
         // An ipset cannot hold it.
-        else if (lengthOf(prefix) === 0)
-          wrong(name, `${quoted} is everything: set MASQUERADE_${familyOf(prefix).toUpperCase()}=0 instead`);
+        else if (lengthOf(prefix) === 0) wrong(name, `${quoted} is everything: ${instead(prefix)}`);
         return prefix ?? [];
       });
   const linkNames = (name: SettingName): string[] => {
@@ -224,10 +225,14 @@ export function readConfig(env: Environment, found: readonly string[] = []): Con
     nodeIpInterfaces,
     podCidrSource,
     podCidrSourcePath,
+    allowedPodCidrs: prefixes("ALLOWED_POD_CIDRS", () => "leave it out, as that is the default"),
     podCidrExpression: sources.includes("expression") ? readExpression(env, wrong) : undefined,
     masquerade: perFamily((family) => bool(`MASQUERADE_${family}`)),
     masqueradeRandomFully: bool("MASQUERADE_RANDOM_FULLY"),
-    nonMasqueradeCidrs: prefixes("NON_MASQUERADE_CIDRS"),
+    nonMasqueradeCidrs: prefixes(
+      "NON_MASQUERADE_CIDRS",
+      (prefix) => `set MASQUERADE_${familyOf(prefix).toUpperCase()}=0 instead`,
+    ),
     filter: perFamily((family) => bool(`FILTER_${family}`)),
     firewallBackend,
     flowtable: offloads ? flowtable : undefined,

@@ -33,6 +33,10 @@ export const settings = {
   POD_CIDR_SOURCE_PATH: { default: "", meaning: "the file for file: one prefix a line" },
   POD_CIDR_EXPRESSION: { default: "", meaning: "the CEL expression for expression" },
   POD_CIDR_EXPRESSION_PATH: { default: "", meaning: "a file that holds the CEL expression" },
+  ALLOWED_POD_CIDRS: {
+    default: "",
+    meaning: "comma-separated prefixes that all pod CIDRs lie in: what is claimed outside is refused",
+  },
   CNI_CONFIG_PATH: { default: "/etc/cni/net.d/10-wigglenet.conflist", meaning: "the CNI file" },
   POD_IPV6_DAD: {
     default: "0",

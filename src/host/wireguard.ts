@@ -66,19 +66,21 @@ export function allowedIpOwners(tunnel: Peers | undefined): Map<string, string> 
 }
 
 interface Peers {
-  peers: ReadonlyMap<string, Pick<ObservedPeer, "endpoint" | "allowedIps"> & { node?: string }>;
+  peers: ReadonlyMap<string, Pick<ObservedPeer, "endpoint" | "allowedIps">>;
 }
 
-/** What decides between two nodes that claim the same. */
+/** Who holds what, as far as the kernel knows: no names. */
 export function standing(tunnel: Peers): Standing {
   const endpoints = [...tunnel.peers].flatMap(([publicKey, { endpoint }]) => {
     const address = endpoint && parseAddress(endpoint.replace(/:\d+$/, "").replace(/^\[|\]$/g, ""));
     return address ? [[publicKey, address] as const] : [];
   });
-  const holders = [...tunnel.peers].flatMap(([publicKey, { node }]) =>
-    node === undefined ? [] : [[publicKey, node] as const],
-  );
-  return { owners: allowedIpOwners(tunnel), endpoints: new Map(endpoints), holders: new Map(holders) };
+  return {
+    owners: allowedIpOwners(tunnel),
+    nodes: new Map(),
+    endpoints: new Map(endpoints),
+    holders: new Map(),
+  };
 }
 
 /** The own key and port, where they differ, and no mark. */

@@ -100,9 +100,10 @@ export function isUsable(value: string): boolean {
   return unusableAs(value) === undefined;
 }
 
-/** What of the special ranges a prefix or address has a part in, if any: `loopback`, `link-local`, … */
+/** What of the special ranges a prefix or address has a part in, if any: `loopback`, `partly link-local`, … */
 export function unusableAs(value: string): string | undefined {
-  return special.find(([range]) => overlaps(range, value))?.[1];
+  const [range = "", name] = special.find(([range]) => overlaps(range, value)) ?? [];
+  return name === undefined || contains(range, value) ? name : `partly ${name}`;
 }
 
 /** How many addresses a prefix has. */

@@ -201,6 +201,22 @@ describe("who keeps what", () => {
     expect(holdings(native, keyless, known({ [cidr]: "b" }))).toEqual(["a!: ", `b!: ${cidr}`]);
   });
 
+  test("what nodes hold that are not read yet is nobody else's, nor a part of it", () => {
+    const standing = known({ "10.3.0.0/24": "c" }, { "10.1.0.0/16": "key of x", "10.2.0.0/24": "key of b" });
+    const nodes = [a, node("b", ["10.1.0.0/8", "10.3.0.0/25", "10.4.0.0/24"]), node("d", ["10.2.0.0/24"])];
+    const partial = settle(own({ whole: false }), nodes, standing);
+    expect(partial.nodes.map(({ podCidrs }) => podCidrs)).toEqual([[], ["10.4.0.0/24"], ["10.2.0.0/24"]]);
+    expect(partial.standing.owners.get("10.1.0.0/16")).toBe("key of x");
+    expect(partial.standing.nodes.get("10.3.0.0/24")).toBe("c");
+    // What b, which is known, gave up is free.
+    expect(partial.standing.owners.get("10.2.0.0/24")).toBe("key of d");
+    const whole = settle(own(), nodes.slice(1), partial.standing as Standing);
+    expect(whole.nodes.map(({ podCidrs }) => podCidrs)).toEqual([
+      ["10.3.0.0/25", "10.4.0.0/24"],
+      ["10.2.0.0/24"],
+    ]);
+  });
+
   test("what was settled stands in the next pass, whatever comes", () => {
     const first = settle(own(), [b], stands());
     const second = settle(own(), [a, b], { ...first.standing, endpoints: new Map() });

@@ -1,31 +1,28 @@
 /**
- * Who owns what: nodes claim keys, pod CIDRs and addresses by their annotations, and some claims collide (a
- * cloned machine, a stale Node object, a mistake, malice). Each collision is settled in favour of the claim that
- * already stands, so that no annotation moves another node's traffic.
+ * Who owns what: nodes claim keys, pod CIDRs and addresses by their annotations, and some claims collide (a cloned
+ * machine, a VIP that fails over, a stale Node object, malice). Who holds a claim keeps it until it gives it up or its
+ * Node is deleted. What two claim and nobody holds is nobody's. So no annotation moves another node's traffic.
  */
-import { ancestorKey, compareAddresses, type Family, familyOf, hostPrefix, lengthOf } from "./address.ts";
+import { compareAddresses, type Family, hostPrefix } from "./address.ts";
+import { type Bounds, boundsCheck } from "./bounds.ts";
+import { type Refuse, type Standing, settleKeys } from "./keys.ts";
+import { Nesting } from "./nesting.ts";
 import type { NodeRecord } from "./node.ts";
+
+export type { Standing } from "./keys.ts";
 
 /** What this node has itself; nobody else's claim wins against it. */
 export interface OwnClaims {
   name: string;
+  /** Null without a tunnel: then other nodes need no key either. */
   publicKey: string | null;
   podCidrs: readonly string[];
   addresses: readonly string[];
-  /** Addresses that this node itself talks to, and no pod CIDR may cover: the API server's. */
-  reserved: readonly string[];
+  bounds: Bounds;
   /** Families in which it can reach a peer. */
   reaches: readonly Family[];
-}
-
-/** What is in the tunnel now. */
-export interface Standing {
-  /** For each prefix the public key of the peer that has it. */
-  owners: ReadonlyMap<string, string>;
-  /** By public key the address that its packets go to. */
-  endpoints: ReadonlyMap<string, string>;
-  /** By public key the node that had it so far; empty after a start, as the kernel knows no names. */
-  holders: ReadonlyMap<string, string>;
+  /** False while some nodes may be unknown: what those hold is nobody else's. */
+  whole: boolean;
 }
 
 /** A node with those of its claims that hold. */
@@ -40,31 +37,61 @@ export interface Settlement {
   nodes: SettledNode[];
   /** By node name, the claims that do not hold and why. */
   refused: Map<string, string[]>;
+  /** What several nodes claim and none holds: it is sent to nobody. */
+  contested: { podCidrs: string[]; addresses: string[] };
+  /** Of what holds; without endpoints. */
+  standing: Omit<Standing, "endpoints">;
+  /** Comparisons and looks at a claim that it took. */
+  steps: number;
 }
 
 interface Claim {
   node: string;
   prefix: string;
-  /** An endpoint gives nobody anything: it is where a node's tunnel is, so that no pod CIDR of another may cover it. */
-  kind: "pod CIDR" | "address" | "endpoint";
+  /**
+   * The last three give nobody anything, but a pod CIDR of another node must not contain them: an endpoint, where a
+   * node's tunnel is; an API server's address; a network that is on a link of this node.
+   */
+  kind: "pod CIDR" | "address" | "endpoint" | "API server's address" | "network";
   rank: number;
-  created: string;
+  state: "open" | "held" | "refused" | "contested";
 }
 
-/** Whose an address is that is claimed twice: no node has an empty name. */
-const nobody = "";
-/** What comes first wins; age decides between equals. A node without a key has no tunnel that could ever stand. */
-const rank = { own: 0, standing: 1, guard: 2, new: 3, keyless: 4 } as const;
+/** What comes first wins; equals lose both. Of nodes without a key nothing can be in the tunnel. */
+const rank = { own: 0, standing: 1, new: 2, keyless: 3 } as const;
 
 /** @param nodes all nodes but our own */
 export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
   const refused = new Map<string, string[]>();
-  const refuse = (node: string, problem: string) => {
+  const refuse: Refuse = (node, problem) => {
     if (node !== own.name) refused.set(node, [...(refused.get(node) ?? []), problem]);
   };
-  const keys = settleKeys(own, nodes, standing, refuse);
-  const claims = listClaims(own, nodes, keys, standing, refuse);
-  const holds = settlePrefixes(claims, refuse);
+  const { keys, undecided } = settleKeys(own, nodes, standing, refuse);
+  const absent = own.whole ? [] : heldByUnknown(nodes, keys, standing);
+  const claims = [...absent, ...listClaims(own, nodes, keys, standing, refuse)];
+  const nesting = new Nesting(claims, isPassive);
+  for (const each of [rank.standing, rank.new, rank.keyless]) settleRank(nesting, each, refuse);
+  const holds = new Map<string, Set<string>>();
+  const contested = { podCidrs: new Set<string>(), addresses: new Set<string>() };
+  const owners = new Map<string, string>();
+  const names = new Map<string, string>();
+  for (const { prefix } of absent) {
+    const [key, name] = [standing.owners.get(prefix), standing.nodes.get(prefix)];
+    if (key !== undefined) owners.set(prefix, key);
+    if (name !== undefined) names.set(prefix, name);
+  }
+  for (const { node, prefix, kind, state } of claims) {
+    if (isPassive({ kind }) || node === own.name || node.startsWith(unknown)) continue;
+    if (state === "contested") contested[kind === "address" ? "addresses" : "podCidrs"].add(prefix);
+    if (state !== "held") continue;
+    const held = holds.get(node);
+    if (held === undefined) holds.set(node, new Set([prefix]));
+    else held.add(prefix);
+    const key = keys.get(node);
+    const asPrefix = kind === "address" ? hostPrefix(prefix) : prefix;
+    if (key !== undefined) owners.set(asPrefix, key);
+    if (key === undefined || !undecided.has(key)) names.set(asPrefix, node);
+  }
   return {
     nodes: nodes.map((record) => ({
       record,
@@ -73,184 +100,154 @@ export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: S
       addresses: record.addresses.filter((address) => holds.get(record.name)?.has(address)),
     })),
     refused,
+    contested: {
+      podCidrs: [...contested.podCidrs].sort(compareAddresses),
+      addresses: [...contested.addresses].sort(compareAddresses),
+    },
+    standing: {
+      owners,
+      nodes: names,
+      holders: new Map([...keys].flatMap(([name, key]) => (undecided.has(key) ? [] : [[key, name]]))),
+    },
+    steps: nesting.steps,
   };
 }
 
-type Refuse = (node: string, problem: string) => void;
+/** No node has a name that begins so. */
+const unknown = "?";
 
-/** The key of each node whose key is its own. */
-function settleKeys(
-  own: OwnClaims,
+/** Claims of nodes that held something, and that may be among those not read yet. */
+function heldByUnknown(
   nodes: readonly NodeRecord[],
+  keys: ReadonlyMap<string, string>,
   standing: Standing,
-  refuse: Refuse,
-): Map<string, string> {
-  const holders = new Map<string, NodeRecord>();
-  // A public key can be copied, pod CIDRs too: of the copies the one that fits best what stands is the original.
-  const byPriority = nodes
-    .map((node) => ({ node, fit: fitOf(node, own.reaches, standing) }))
-    .sort((a, b) => b.fit - a.fit || olderFirst(a.node, b.node));
-  for (const { node } of byPriority) {
-    if (node.publicKey === undefined) continue;
-    const holder = node.publicKey === own.publicKey ? own : holders.get(node.publicKey);
-    if (holder === undefined) holders.set(node.publicKey, node);
-    else
-      refuse(
-        node.name,
-        `its public key is that of node ${holder.name}: delete its private key file and restart its agent`,
-      );
-  }
-  return new Map([...holders].map(([key, node]) => [node.name, key]));
+): Claim[] {
+  const known = new Set([...nodes.map((node) => node.name), ...keys.values()]);
+  return [...new Set([...standing.owners.keys(), ...standing.nodes.keys()])].flatMap((prefix): Claim[] => {
+    const holder = standing.nodes.get(prefix) ?? standing.owners.get(prefix) ?? "";
+    if (known.has(holder)) return [];
+    return [{ node: `${unknown} (${holder})`, prefix, kind: "pod CIDR", rank: rank.own, state: "held" }];
+  });
 }
 
-/**
- * How much of what a node says is in the tunnel: most of all that the key was its own, then where its packets go, then
- * how many of its prefixes.
- */
-function fitOf(
-  { name, publicKey, podCidrs, addresses, endpoints }: NodeRecord,
-  reaches: readonly Family[],
-  standing: Standing,
-): number {
-  if (publicKey === undefined) return 0;
-  const held = [...podCidrs, ...addresses.map(hostPrefix)].filter(
-    (prefix) => standing.owners.get(prefix) === publicKey,
-  );
-  // An address further down the list is not where packets would go.
-  const best = endpoints.find((address) => reaches.includes(familyOf(address)));
-  return (
-    held.length +
-    (best !== undefined && best === standing.endpoints.get(publicKey) ? 0x10000 : 0) +
-    (standing.holders.get(publicKey) === name ? 0x20000 : 0)
-  );
-}
+const isPassive = ({ kind }: Pick<Claim, "kind">) => kind !== "pod CIDR" && kind !== "address";
 
 function listClaims(
   own: OwnClaims,
   nodes: readonly NodeRecord[],
   keys: ReadonlyMap<string, string>,
-  { owners, endpoints }: Standing,
+  standing: Standing,
   refuse: Refuse,
 ): Claim[] {
-  const claimants = new Map<string, string>();
-  const contested = new Set<string>();
-  for (const { name, addresses } of [own, ...nodes])
-    for (const address of addresses) {
-      if (claimants.has(address)) contested.add(address);
-      else claimants.set(address, name);
-    }
+  const check = boundsCheck(own.bounds);
+  const present = new Set(nodes.map((node) => node.name));
   const ours = (prefix: string, kind: Claim["kind"]): Claim => ({
     node: own.name,
     prefix,
     kind,
     rank: rank.own,
-    created: "",
+    state: "held",
   });
   const claims = [
     ...own.podCidrs.map((prefix) => ours(prefix, "pod CIDR")),
     ...own.addresses.map((address) => ours(address, "address")),
-    // The one node that has such an address may have it inside its own pod CIDR.
-    ...own.reserved.map((address) => ({
-      ...ours(address, "endpoint"),
-      node: (contested.has(address) ? undefined : claimants.get(address)) ?? own.name,
-    })),
+    ...own.bounds.onLink.map((prefix) => ours(prefix, "network")),
   ];
-  // Tunnelled for neither means for no third by a pod CIDR either, nor for one of the two.
-  for (const address of contested)
-    claims.push({ node: nobody, prefix: address, kind: "endpoint", rank: rank.guard, created: "" });
-  const inTunnel = new Set([...owners.values(), ...endpoints.keys()]);
+  const claimants = new Map<string, string[]>();
   for (const node of nodes) {
     const key = keys.get(node.name);
-    const fresh = key === undefined ? rank.keyless : rank.new;
-    // An address that two claimed has left the tunnel: a pod CIDR must not take it as soon as one of them lets go.
-    const ofAddress = key !== undefined && inTunnel.has(key) ? rank.guard : fresh;
-    const claim = (prefix: string, kind: Claim["kind"], allowedIp: string): Claim => {
-      const stands = key !== undefined && owners.get(allowedIp) === key;
-      return {
+    const fresh = node.publicKey === undefined && own.publicKey !== null ? rank.keyless : rank.new;
+    const stands = (prefix: string) => {
+      if (fresh === rank.keyless) return false;
+      const holder = standing.nodes.get(prefix);
+      if (holder === node.name) return true;
+      // A node that is there under another name now, with the key that it had.
+      return key !== undefined && standing.owners.get(prefix) === key && !present.has(holder ?? "");
+    };
+    const add = (kind: "pod CIDR" | "address", prefix: string, allowedIp: string) => {
+      const problem = check(kind, prefix);
+      if (problem) return refuse(node.name, `${kind} ${prefix}: ${problem}`);
+      const standsNow = stands(allowedIp);
+      claims.push({
         node: node.name,
         prefix,
         kind,
-        rank: stands ? rank.standing : kind === "address" ? ofAddress : fresh,
-        created: node.created,
-      };
+        rank: standsNow ? rank.standing : fresh,
+        state: "open",
+      });
+      if (kind === "address") claimants.set(prefix, [...(claimants.get(prefix) ?? []), node.name]);
     };
-    for (const prefix of node.podCidrs) claims.push(claim(prefix, "pod CIDR", prefix));
+    for (const prefix of node.podCidrs) add("pod CIDR", prefix, prefix);
+    for (const address of node.addresses) add("address", address, hostPrefix(address));
     for (const endpoint of node.endpoints)
-      if (!node.addresses.includes(endpoint)) {
-        const used = key !== undefined && endpoints.get(key) === endpoint;
-        claims.push({
-          node: node.name,
-          prefix: endpoint,
-          kind: "endpoint",
-          rank: used ? rank.guard : fresh,
-          created: node.created,
-        });
-      }
-    for (const address of node.addresses) {
-      if (!contested.has(address)) claims.push(claim(address, "address", hostPrefix(address)));
-      else if (claimants.get(address) === node.name)
-        refuse(node.name, `address ${address} is claimed by another node too`);
-      else refuse(node.name, `address ${address} is claimed by node ${claimants.get(address)} too`);
-    }
+      if (!node.addresses.includes(endpoint))
+        claims.push({ node: node.name, prefix: endpoint, kind: "endpoint", rank: fresh, state: "open" });
   }
-  return claims.sort(
-    (a, b) =>
-      a.rank - b.rank ||
-      compareText(a.created, b.created) ||
-      compareText(a.node, b.node) ||
-      compareAddresses(a.prefix, b.prefix),
-  );
+  // The one node that has such an address may have it inside of its own pod CIDR.
+  for (const address of own.bounds.apiServer) {
+    const [claimant, ...others] = claimants.get(address) ?? [];
+    claims.push({
+      ...ours(address, "API server's address"),
+      node: others.length > 0 ? own.name : (claimant ?? own.name),
+    });
+  }
+  return claims;
 }
 
-/** By node, the prefixes and addresses that it holds: in the order of the claims, each that overlaps no other node's. */
-function settlePrefixes(claims: readonly Claim[], refuse: Refuse): Map<string, Set<string>> {
-  // An index by every prefix length in use finds overlaps without comparing each claim with each other.
-  const lengths = [...new Set(claims.map((claim) => lengthOf(claim.prefix)))].sort((a, b) => a - b);
-  const at = new Map<string, Claim>();
-  const below = new Map<string, Claim[]>();
-  const endpointsBelow = new Map<string, Claim[]>();
-  const holds = new Map<string, Set<string>>();
-  for (const claim of claims) {
-    const bits = lengthOf(claim.prefix);
-    const ancestors = lengths
-      .filter((length) => length <= bits)
-      .map((length) => ancestorKey(claim.prefix, length));
-    const self = ancestors.at(-1) as string;
-    if (claim.kind === "endpoint") {
-      for (const key of ancestors) note(endpointsBelow, key, claim);
-      continue;
-    }
+/** Settles the open claims of a rank: against what better ones hold, then among each other. */
+function settleRank(nesting: Nesting<Claim>, current: number, refuse: Refuse): void {
+  const { items } = nesting;
+  const open = [...items.keys()].filter((index) => {
+    const claim = items[index]!;
+    return claim.rank === current && claim.state === "open" && !isPassive(claim);
+  });
+  if (open.length === 0) return;
+  const isPodCidr = (index: number) => items[index]?.kind === "pod CIDR";
+  const lose = (index: number, rival: Claim, state: "refused" | "contested") => {
+    const claim = items[index]!;
+    claim.state = state;
+    refuse(claim.node, collision(claim, rival, state));
+  };
+
+  const isHeld = (claim: Claim) => claim.state === "held" && !isPassive(claim);
+  const [heldAround, heldWithin] = [nesting.around(isHeld), nesting.within(isHeld)];
+  const onLink = nesting.around(({ kind }) => kind === "network");
+  const networks = nesting.within(({ kind }) => kind === "network");
+  const servers = nesting.within(({ kind }) => kind === "API server's address");
+  for (const index of open) {
     const rival =
-      ancestors.map((key) => at.get(key)).find((other) => other !== undefined && other.node !== claim.node) ??
-      below.get(self)?.find((other) => other.node !== claim.node) ??
-      (claim.kind === "pod CIDR"
-        ? endpointsBelow.get(self)?.find((other) => other.node !== claim.node)
-        : undefined);
-    if (rival !== undefined) {
-      const whose = rival.node === nobody ? "that two nodes claim" : `of node ${rival.node}`;
-      refuse(claim.node, `${claim.kind} ${claim.prefix} overlaps ${rival.kind} ${rival.prefix} ${whose}`);
-      continue;
-    }
-    if (!at.has(self)) at.set(self, claim);
-    for (const key of ancestors) note(below, key, claim);
-    const held = holds.get(claim.node);
-    if (held === undefined) holds.set(claim.node, new Set([claim.prefix]));
-    else held.add(claim.prefix);
+      heldAround(index) ??
+      heldWithin(index) ??
+      (isPodCidr(index) ? networks(index) : undefined) ??
+      // Inside of a network on a link it has a route of its own: excepted from the pod CIDR.
+      (isPodCidr(index) && onLink(index) === undefined ? servers(index) : undefined);
+    if (rival) lose(index, rival, "refused");
   }
-  return holds;
+
+  const isOpen = (claim: Claim) => claim.rank === current && claim.state === "open" && !isPassive(claim);
+  const [openAround, openWithin] = [nesting.around(isOpen), nesting.within(isOpen)];
+  const endpoints = nesting.within(
+    (claim) => claim.kind === "endpoint" && claim.rank <= current && current !== rank.standing,
+  );
+  for (const index of open) {
+    if (items[index]?.state !== "open") continue;
+    // All were found before any is decided: what loses to one still contests the others.
+    const rival = openAround(index) ?? openWithin(index) ?? (isPodCidr(index) ? endpoints(index) : undefined);
+    if (rival) lose(index, rival, "contested");
+    else items[index]!.state = "held";
+  }
 }
 
-/** One claim a node is enough to tell a rival, and two nodes are. */
-function note(below: Map<string, Claim[]>, key: string, claim: Claim): void {
-  const inside = below.get(key);
-  if (inside === undefined) below.set(key, [claim]);
-  else if (inside.length < 2 && !inside.some((other) => other.node === claim.node)) inside.push(claim);
-}
-
-function olderFirst(a: NodeRecord, b: NodeRecord): number {
-  return compareText(a.created, b.created) || compareText(a.name, b.name);
-}
-
-function compareText(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
+function collision(claim: Claim, rival: Claim, state: "refused" | "contested"): string {
+  const mine = `${claim.kind} ${claim.prefix}`;
+  if (rival.kind === "network") return `${mine} covers ${rival.prefix}, which is on a link of this node`;
+  if (rival.kind === "endpoint")
+    return `${mine} has ${rival.prefix} in it, an endpoint of node ${rival.node}: it is sent to nobody`;
+  const both =
+    claim.kind === rival.kind && claim.prefix === rival.prefix
+      ? `${mine} is claimed by node ${rival.node} too`
+      : `${mine} overlaps ${rival.kind} ${rival.prefix} of node ${rival.node}`;
+  return state === "refused"
+    ? `${both}, which had it first`
+    : `${both}: neither has it until one gives it up or its Node is deleted`;
 }

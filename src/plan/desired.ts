@@ -1,16 +1,10 @@
 /** The desired state of this one node: plain data, sorted, from what the cluster says and what the node has. */
-import {
-  compareAddresses,
-  contains,
-  type Family,
-  families,
-  familyOf,
-  hostPrefix,
-  lengthOf,
-} from "./address.ts";
+import { compareAddresses, contains, type Family, families, familyOf, hostPrefix } from "./address.ts";
+import { blocked, inside } from "./blocked.ts";
 import { type SettledNode, type Standing, settle } from "./claims.ts";
 import { type CniList, cniList } from "./cni.ts";
 import { type Firewall, firewall } from "./firewall.ts";
+import { type UnderlayRoute, underlayOf } from "./lookup.ts";
 import type { NodeRecord } from "./node.ts";
 import type { PodRange } from "./pods.ts";
 
@@ -46,13 +40,7 @@ export type Route =
   /** A node address inside its own pod CIDR stays on the way that it had before: via, dev. */
   | { type: "underlay"; prefix: string; via: string | undefined; dev: string };
 
-/** A route of the main table that is not ours. */
-export interface UnderlayRoute {
-  prefix: string;
-  via: string | undefined;
-  dev: string;
-  metric: number;
-}
+export type { UnderlayRoute } from "./lookup.ts";
 
 export interface Desired {
   link: { mtu: number; addresses: string[] } | undefined;
@@ -64,6 +52,8 @@ export interface Desired {
   cni: CniList | undefined;
   /** By node name, what of it does not hold and why. */
   problems: Map<string, string[]>;
+  /** Who holds what now: the next plan's input. */
+  standing: Standing;
 }
 
 export interface PlanInput {
@@ -74,6 +64,8 @@ export interface PlanInput {
     tunnelFamilies: readonly Family[];
     nativeRouting: Record<Family, boolean>;
     linkName: string;
+    /** Empty: all. */
+    allowedPodCidrs: readonly string[];
     masquerade: Record<Family, boolean>;
     masqueradeRandomFully: boolean;
     nonMasqueradeCidrs: readonly string[];
@@ -86,8 +78,10 @@ export interface PlanInput {
   underlay: readonly UnderlayRoute[];
   /** Pod CIDRs of nodes that left a short while ago, and addresses of theirs that lie inside. */
   departed: readonly string[];
-  /** Addresses that no pod CIDR may cover. */
+  /** Addresses of the API server. */
   reserved: readonly string[];
+  /** Whether `nodes` are all. */
+  whole: boolean;
 }
 
 export function plan(input: PlanInput): Desired {
@@ -96,14 +90,21 @@ export function plan(input: PlanInput): Desired {
   const reaches = settings.tunnelFamilies.filter((family) =>
     own.endpoints.some((address) => familyOf(address) === family),
   );
-  const { nodes, refused } = settle(
+  const underlay = underlayOf(input.underlay);
+  const { nodes, refused, contested, standing } = settle(
     {
       name: own.name,
       publicKey: own.publicKey,
       podCidrs: ownPodCidrs,
       addresses: own.addresses,
-      reserved: input.reserved,
+      bounds: {
+        ...underlay,
+        ownAddresses: own.onLinks,
+        apiServer: input.reserved,
+        allowed: settings.allowedPodCidrs,
+      },
       reaches,
+      whole: input.whole,
     },
     input.nodes,
     input.standing,
@@ -114,6 +115,20 @@ export function plan(input: PlanInput): Desired {
 
   const tunnelled = families.filter((family) => !settings.nativeRouting[family]);
   const inTunnel = (value: string) => tunnelled.includes(familyOf(value));
+  const others = [...input.reserved, ...underlay.gateways];
+  const block = blocked(
+    {
+      podCidrs: contested.podCidrs.filter(inTunnel),
+      // The API server speaks TLS: better reached as any host outside than not at all.
+      addresses: contested.addresses.filter((each) => inTunnel(each) && !input.reserved.includes(each)),
+    },
+    () => [...input.nodes.flatMap((node) => node.endpoints), ...others],
+  );
+  // A provider's router, say, inside of a pod CIDR that is a part of a prefix on our link.
+  const noPods = inside(
+    nodes.flatMap((node) => node.podCidrs),
+    () => others,
+  );
   const tunnel = tunnelled.length > 0;
   const least = ownPodCidrs.some((prefix) => inTunnel(prefix) && familyOf(prefix) === "ipv6") ? ipv6Least : 0;
   const mtu = tunnel ? Math.max(input.underlayMtu - tunnelOverhead, least) : input.underlayMtu;
@@ -136,22 +151,28 @@ export function plan(input: PlanInput): Desired {
         }
       : undefined,
     peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
-    routes: routes(input, nodes, reached, ownPodCidrs, inTunnel),
+    routes: routes(input, nodes, reached, ownPodCidrs, inTunnel, {
+      unreachable: [...block.podCidrs, ...block.around],
+      underlay: [...block.excepted, ...noPods],
+    }),
     ruleFamilies: tunnelled,
     firewall: firewall({
       link: settings.linkName,
       ownPodCidrs: outermost(ownPodCidrs),
-      remotePodCidrs: outermost(nodes.flatMap((node) => node.podCidrs)),
+      remotePodCidrs: outermost([...nodes.flatMap((node) => node.podCidrs), ...block.podCidrs]),
       hosts: [
-        ...inside(
-          [...own.endpoints, ...own.onLinks, ...input.underlay.flatMap((route) => route.via ?? [])],
-          ownPodCidrs,
-        ),
-        ...nodes.flatMap((node) => inside([...node.record.endpoints, ...node.addresses], node.podCidrs)),
+        ...inside(ownPodCidrs, () => [...own.endpoints, ...own.onLinks, ...underlay.gateways]),
+        ...nodes.flatMap((node) => insideOwn(node)),
+        ...noPods,
       ],
-      nodes: nodes
-        .filter((node) => reached.has(node.record.name))
-        .flatMap((node) => node.addresses.filter(inTunnel)),
+      nodes: [
+        ...nodes
+          .filter((node) => reached.has(node.record.name))
+          .flatMap((node) => node.addresses.filter(inTunnel)),
+        // These have no route in the tunnel: pods' packets to them are dropped.
+        ...block.addresses,
+        ...block.excepted.filter((address) => !others.includes(address)),
+      ],
       native: nodes.flatMap((node) => node.record.endpoints.filter((address) => !inTunnel(address))),
       unencrypted: outermost(
         nodes.filter((node) => node.record.clearToNodes).flatMap((node) => node.podCidrs),
@@ -165,7 +186,14 @@ export function plan(input: PlanInput): Desired {
     }),
     cni: own.podRanges.length > 0 ? cniList(own.podRanges, mtu) : undefined,
     problems,
+    standing: { ...standing, endpoints: new Map(nodes.flatMap((node) => wayOf(node, reaches))) },
   };
+}
+
+/** The address that a node's packets go to, by its key. */
+function wayOf({ publicKey, record }: SettledNode, reaches: readonly Family[]): [string, string][] {
+  const address = record.endpoints.find((candidate) => reaches.includes(familyOf(candidate)));
+  return publicKey !== undefined && address !== undefined ? [[publicKey, address]] : [];
 }
 
 // WireGuard's 32 bytes + UDP 8 + IPv6 40, which leaves a multiple of 16 for its padding on a 1500 underlay.
@@ -183,7 +211,7 @@ function peerOf(
   const allowedIps = [...node.podCidrs, ...node.addresses.map(hostPrefix)]
     .filter(inTunnel)
     .sort(compareAddresses);
-  const address = node.record.endpoints.find((candidate) => reaches.includes(familyOf(candidate)));
+  const [[, address] = []] = wayOf(node, reaches);
   const endpoint = address && (familyOf(address) === "ipv6" ? `[${address}]:${port}` : `${address}:${port}`);
   return { node: node.record.name, publicKey: node.publicKey, endpoint, allowedIps };
 }
@@ -199,20 +227,22 @@ function routes(
   reached: ReadonlySet<string>,
   ownPodCidrs: readonly string[],
   inTunnel: (value: string) => boolean,
+  more: { unreachable: readonly string[]; underlay: readonly string[] },
 ): Route[] {
   const result: Route[] = [];
   const isPrefix = (value: string) => value.includes("/");
   const others = [...nodes.flatMap((node) => node.podCidrs), ...input.departed.filter(isPrefix)];
   // The own ones whoever routes them: what comes for a dead address would go back by the default route, and so on.
-  const podCidrs = unique([...ownPodCidrs, ...others.filter(inTunnel)]);
+  const podCidrs = unique([...ownPodCidrs, ...others.filter(inTunnel), ...more.unreachable]);
   for (const prefix of podCidrs) result.push({ type: "unreachable", prefix });
   // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
   const except = (address: string) => {
-    const way = longestMatch(address, input.underlay);
+    const way = underlayOf(input.underlay).way(address);
     if (way) result.push({ type: "underlay", prefix: hostPrefix(address), via: way.via, dev: way.dev });
   };
   // One that left the cluster may still run, and its kubelet be about to register it again.
   for (const address of input.departed) if (!isPrefix(address) && inTunnel(address)) except(address);
+  for (const address of more.underlay) if (inTunnel(address)) except(address);
   for (const node of nodes) {
     const prefixes = node.podCidrs.filter(inTunnel);
     for (const address of [...node.record.endpoints, ...node.addresses])
@@ -223,13 +253,6 @@ function routes(
       result.push({ type: "tunnel", prefix: hostPrefix(address), table: tunnelTable });
   }
   return uniqueRoutes(result);
-}
-
-/** The route that the kernel would take if ours were not there. */
-function longestMatch(address: string, underlay: readonly UnderlayRoute[]): UnderlayRoute | undefined {
-  return underlay
-    .filter((route) => contains(route.prefix, address))
-    .sort((a, b) => lengthOf(b.prefix) - lengthOf(a.prefix) || a.metric - b.metric)[0];
 }
 
 /** The identity of a route, and the order of all of them. */
@@ -245,8 +268,11 @@ function uniqueRoutes(list: readonly Route[]): Route[] {
   );
 }
 
-function inside(addresses: readonly string[], prefixes: readonly string[]): string[] {
-  return addresses.filter((address) => prefixes.some((prefix) => contains(prefix, address)));
+/** Its addresses that lie in its own pod CIDRs. */
+function insideOwn({ record, addresses, podCidrs }: SettledNode): string[] {
+  return [...record.endpoints, ...addresses].filter((address) =>
+    podCidrs.some((prefix) => contains(prefix, address)),
+  );
 }
 
 function unique(values: readonly string[]): string[] {

@@ -1,7 +1,6 @@
 /** What this node is to others: its addresses, and the MTU of the links that they are reached by. */
 import { type Family, familyOf, isUsable, unusableAs } from "./address.ts";
-import type { UnderlayRoute } from "./desired.ts";
-import { lookup } from "./lookup.ts";
+import { type UnderlayRoute, underlayOf } from "./lookup.ts";
 import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./node.ts";
 import { type NodeLink, nodeLinks, type OwnSettings } from "./own.ts";
 
@@ -119,7 +118,7 @@ export function underlayMtu(input: {
   const own = nodeLinks(input.links, input.tunnel).filter((link) => !isVirtual(link));
   const sizes = new Set(own.map((link) => link.mtu));
   if (sizes.size <= 1) return [...sizes][0] ?? 1500;
-  const find = lookup(input.routes);
+  const { way } = underlayOf(input.routes);
   const reaches = input.families.filter((family) =>
     input.endpoints.some((each) => familyOf(each) === family),
   );
@@ -129,7 +128,7 @@ export function underlayMtu(input: {
   const named = (names: ReadonlySet<string | undefined>) => own.filter((link) => names.has(link.name));
   const defaults = input.routes.filter((route) => route.prefix === "0.0.0.0/0" || route.prefix === "::/0");
   const candidates = [
-    () => named(new Set(peers.map((address) => find(address)?.dev))),
+    () => named(new Set(peers.map((address) => way(address)?.dev))),
     () => own.filter((link) => link.addresses.some((entry) => input.endpoints.includes(entry.address))),
     () => named(new Set(defaults.map((route) => route.dev))),
     () => own.filter((link) => link.addresses.some((entry) => entry.global)),

@@ -3,7 +3,7 @@
  * agents) and, for nodes whose agent is of the other kind, from its spec and status.
  */
 import { createHash } from "node:crypto";
-import { compareAddresses, isUsable, parseAddress, parsePrefix } from "./address.ts";
+import { compareAddresses, isUsable, parseAddress, parsePrefix, unusableAs } from "./address.ts";
 
 export const annotation = {
   publicKey: "wigglenet/public-key",
@@ -82,20 +82,19 @@ export function annotationsOf(own: {
 /** Whether a node's annotations say all that is needed, so that its spec and status need not be read. */
 export function saysAll(annotations: Record<string, string> | undefined): boolean {
   const agent = parseAgent(annotations?.[annotation.agent]);
-  return agent !== undefined && agent.nodeIps === checksum(annotations?.[annotation.nodeIps] ?? "");
+  const nodeIps = annotations?.[annotation.nodeIps] ?? "";
+  return agent !== undefined && agent.nodeIps === checksum(nodeIps);
 }
 
 /** A node whose agent is of our kind, from its metadata alone. */
 export function fromAnnotations({ metadata }: Pick<NodeObject, "metadata">): NodeRecord {
-  const { problems, publicKey, podCidrs, nodeIps } = parseAnnotations(metadata.annotations ?? {});
+  const parsed = parseAnnotations(metadata.annotations ?? {});
   const tunnelled = parseAgent(metadata.annotations?.[annotation.agent])?.tunnelled ?? 0;
   return record(metadata, {
-    publicKey,
-    podCidrs,
-    addresses: nodeIps.slice(0, tunnelled),
-    endpoints: nodeIps,
+    ...parsed,
+    addresses: usable(parsed.nodeIps.slice(0, tunnelled)),
+    endpoints: usable(parsed.nodeIps),
     clearToNodes: false,
-    problems,
   });
 }
 
@@ -103,10 +102,10 @@ export function fromAnnotations({ metadata }: Pick<NodeObject, "metadata">): Nod
 export function fromNode(node: NodeObject): NodeRecord {
   const parsed = parseAnnotations(node.metadata.annotations ?? {});
   const { internal, external } = statusAddresses(node);
-  const endpoints = unique([...internal, ...parsed.nodeIps, ...external]);
+  const endpoints = unique([...internal, ...usable(parsed.nodeIps), ...external]).slice(0, mostClaims);
   return record(node.metadata, {
     ...parsed,
-    podCidrs: parsed.podCidrs.length > 0 ? parsed.podCidrs : specPodCidrs(node),
+    podCidrs: parsed.podCidrs.length > 0 ? parsed.podCidrs : specPodCidrs(node).slice(0, mostClaims),
     addresses: endpoints.filter((address) => !external.includes(address)),
     endpoints,
     clearToNodes: parsed.publicKey !== undefined,
@@ -140,6 +139,7 @@ export function statusAddresses(node: NodeObject): {
 
 /** The canonical text of a key if `value` is base64 of 32 bytes that are not all zero. */
 export function parseKey(value: string): string | undefined {
+  if (value.length > 100) return undefined;
   const text = value.trim();
   if (!/^[A-Za-z0-9+/]{43}=$/.test(text)) return undefined;
   const bytes = Buffer.from(text, "base64");
@@ -148,56 +148,63 @@ export function parseKey(value: string): string | undefined {
 
 function record(
   metadata: NodeObject["metadata"],
-  values: {
-    publicKey: string | undefined;
-    podCidrs: string[];
+  values: Omit<ParsedAnnotations, "nodeIps"> & {
     addresses: string[];
     endpoints: string[];
     clearToNodes: boolean;
-    problems: string[];
   },
 ): NodeRecord {
-  const { publicKey, podCidrs, addresses, endpoints, clearToNodes, problems } = values;
+  const { publicKey, podCidrs, addresses, endpoints, clearToNodes, malformed, leftOut } = values;
   return {
     name: metadata.name,
     created: metadata.creationTimestamp ?? "",
     // Half a description of a node is worse than none: what is malformed costs this node its tunnel, and only its own.
-    ...(publicKey !== undefined && problems.length === 0 ? { publicKey } : {}),
+    ...(publicKey !== undefined && malformed.length === 0 ? { publicKey } : {}),
     podCidrs: [...podCidrs].sort(compareAddresses),
     addresses: [...addresses].sort(compareAddresses),
     endpoints,
     clearToNodes,
-    problems,
+    problems: [...malformed, ...leftOut],
   };
 }
 
-// An annotation may have 256 KiB: enough for prefixes that no command line takes.
-const mostEntries = 256;
+/** Characters of a list; 16 prefixes have no 1,000. An annotation may have 256 KiB, and each agent parses it. */
+const longestList = 16_384;
+/** Of `wigglenet/agent`. */
+const longestAgent = 1_024;
 
 interface ParsedAnnotations {
   publicKey: string | undefined;
   podCidrs: string[];
+  /** In their order, also those that no node can have: the first so many are tunnelled. */
   nodeIps: string[];
-  problems: string[];
+  /** What is not as the contract has it. */
+  malformed: string[];
+  /** What is well formed and not taken. */
+  leftOut: string[];
 }
 
 function parseAnnotations(annotations: Record<string, string>): ParsedAnnotations {
-  const problems: string[] = [];
+  const malformed: string[] = [];
+  const leftOut: string[] = [];
   const wrong = (name: string, right: string) => {
     const value = annotations[name] ?? "";
-    problems.push(
-      `${name}: ${JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value)} is not ${right}`,
-    );
+    malformed.push(`${name}: ${quoted(value)} is not ${right}`);
   };
   const list = (name: string, parse: (text: string) => string | undefined, right: string): string[] => {
     const value = parseList(annotations[name]);
-    const parsed =
-      value && value.length <= mostEntries
-        ? value.map((entry) => (typeof entry === "string" ? parse(entry) : undefined))
-        : undefined;
-    if (parsed === undefined || parsed.includes(undefined)) {
+    const parsed = value
+      ?.slice(0, mostClaims)
+      .map((each) => (typeof each === "string" ? parse(each) : undefined));
+    if (value === undefined || parsed === undefined || parsed.includes(undefined)) {
       wrong(name, right);
       return [];
+    }
+    if (value.length > mostClaims)
+      leftOut.push(`${name}: ${value.length} entries, of which the first ${mostClaims} count`);
+    for (const each of unique(parsed as string[])) {
+      const why = unusableAs(each);
+      if (why) leftOut.push(`${name}: ${each} is ${why}`);
     }
     return unique(parsed as string[]);
   };
@@ -206,22 +213,20 @@ function parseAnnotations(annotations: Record<string, string>): ParsedAnnotation
   if (key && publicKey === undefined) wrong(annotation.publicKey, "base64 of 32 bytes");
   return {
     publicKey,
-    podCidrs: list(
-      annotation.podCidrs,
-      parseUsablePrefix,
-      `a JSON list of at most ${mostEntries} unicast prefixes`,
-    ),
-    nodeIps: list(
-      annotation.nodeIps,
-      parseUsableAddress,
-      `a JSON list of at most ${mostEntries} unicast addresses`,
-    ),
-    problems,
+    podCidrs: usable(list(annotation.podCidrs, parsePrefix, "a JSON list of prefixes")),
+    nodeIps: list(annotation.nodeIps, parseAddress, "a JSON list of addresses"),
+    malformed,
+    leftOut,
   };
+}
+
+function quoted(value: string): string {
+  return JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value);
 }
 
 // The other implementation writes null for an empty list.
 function parseList(value: string | undefined): unknown[] | undefined {
+  if (value !== undefined && value.length > longestList) return undefined;
   try {
     const parsed: unknown = JSON.parse(value || "[]") ?? [];
     return Array.isArray(parsed) ? parsed : undefined;
@@ -230,9 +235,10 @@ function parseList(value: string | undefined): unknown[] | undefined {
   }
 }
 
-function parseAgent(value: string | undefined): AgentValue | undefined {
+function parseAgent(value = ""): AgentValue | undefined {
+  if (value.length > longestAgent) return undefined;
   try {
-    const { version, nodeIps, tunnelled } = JSON.parse(value ?? "") as Partial<AgentValue>;
+    const { version, nodeIps, tunnelled } = JSON.parse(value) as Partial<AgentValue>;
     if (typeof version !== "string" || typeof nodeIps !== "string") return undefined;
     return Number.isSafeInteger(tunnelled) && (tunnelled as number) >= 0
       ? { version, nodeIps, tunnelled: tunnelled as number }
@@ -242,14 +248,8 @@ function parseAgent(value: string | undefined): AgentValue | undefined {
   }
 }
 
-function parseUsablePrefix(text: string): string | undefined {
-  const prefix = parsePrefix(text);
-  return prefix !== undefined && isUsable(prefix) ? prefix : undefined;
-}
-
-function parseUsableAddress(text: string): string | undefined {
-  const address = parseAddress(text);
-  return address !== undefined && isUsable(address) ? address : undefined;
+function usable(values: readonly string[]): string[] {
+  return values.filter(isUsable);
 }
 
 function checksum(text: string): string {

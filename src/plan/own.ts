@@ -8,6 +8,7 @@ import {
   overlaps,
   parsePrefix,
 } from "./address.ts";
+import { podCidrProblem } from "./bounds.ts";
 import type { Expression } from "./expression.ts";
 import { type NodeObject, specPodCidrs } from "./node.ts";
 import { type PodRange, podRange } from "./pods.ts";
@@ -32,6 +33,8 @@ export interface OwnSettings {
   nodeIpInterfaces: readonly string[];
   /** Those that the kernel has. */
   families: readonly Family[];
+  /** Empty: all. */
+  allowedPodCidrs: readonly string[];
   podCidrSource: Record<Family, "none" | "spec" | "file" | "expression">;
   podCidrExpression: Expression | undefined;
   /** Content of POD_CIDR_SOURCE_PATH, if a source is `file`. */
@@ -87,9 +90,13 @@ export function ownPodRanges(
     throw new Error(
       `pod CIDR ${alien}: this node's kernel has no IPv6 (ipv6.disable=1); boot it without that, or set POD_CIDR_SOURCE_IPV6=none`,
     );
-  const bad = prefixes.find((prefix) => !isUsable(prefix));
-  if (bad !== undefined)
-    throw new Error(`pod CIDR ${bad} is not of unicast addresses that pods can have: correct its source`);
+  for (const prefix of prefixes) {
+    const problem = podCidrProblem(prefix, settings.allowedPodCidrs);
+    if (problem)
+      throw new Error(
+        `pod CIDR ${prefix}: ${problem}, and the other nodes would refuse it: correct its source`,
+      );
+  }
   const addresses = own.flatMap((link) => link.addresses.map((entry) => entry.address));
   const excluded = [...addresses, ...gateways];
   const distinct = [...new Set(prefixes)].sort(compareAddresses);
