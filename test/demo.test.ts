@@ -1,9 +1,10 @@
 /** The demo as a user runs it, to its end: how it ends when all are reached and when not, and nothing left behind. */
 import { afterEach, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { basename, dirname } from "node:path";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, dirname, join } from "node:path";
 import { $ } from "zx";
-import { repository } from "./lab/cache.ts";
+import { kubernetesDir, repository } from "./lab/cache.ts";
 
 let said = "";
 
@@ -55,6 +56,7 @@ function descendant(of: number, name: string): number {
 }
 
 afterEach(async () => {
+  if (said === "") return;
   const lab = dirname(dirname(/KUBECONFIG=(\S+)/.exec(said)![1]!));
   expect(existsSync(lab)).toBe(false);
   const name = basename(lab);
@@ -63,6 +65,20 @@ afterEach(async () => {
   const left = await $`cat /proc/[0-9]*/cmdline /proc/[0-9]*/mounts 2>/dev/null`.quiet().nothrow();
   expect(left.stdout.includes(name)).toBe(false);
 });
+
+test("what is installed for the demo is what it runs: no Helm, no tools for bills of materials", async () => {
+  const home = mkdtempSync(join(tmpdir(), "wigglenet-demo-"));
+  try {
+    mkdirSync(`${home}/wigglenet`);
+    symlinkSync(kubernetesDir, `${home}/wigglenet/${basename(kubernetesDir)}`);
+    const script = `await (await import("${repository}/test/lab/install.ts")).installLab()`;
+    await $({ quiet: true, env: { ...process.env, XDG_CACHE_HOME: home } })`${process.execPath} -e ${script}`;
+    expect(readdirSync(`${home}/wigglenet`).sort()).toEqual([basename(kubernetesDir), "tools"]);
+  } finally {
+    rmSync(home, { recursive: true });
+  }
+  expect(readFileSync(`${repository}/test/demo.ts`, "utf8")).toContain("await installLab();");
+}, 60_000);
 
 test("npm run demo, until Ctrl-C: all are reached, and the commands that it prints are good", async () => {
   let pressed = 0;
