@@ -1,7 +1,7 @@
 /** `npm run demo`: a real cluster of three nodes with Wigglenet as its network, to look at. `--exit` ends it at once. */
 import { repository, tool } from "./lab/cache.ts";
 import { agentImage } from "./lab/image.ts";
-import { install } from "./lab/install.ts";
+import { installLab } from "./lab/install.ts";
 
 const usage = "usage: npm run demo [-- --exit]";
 const wrong = Bun.argv.slice(2).find((argument) => argument !== "--exit");
@@ -12,7 +12,7 @@ if (wrong) {
 
 const step = (line: string) => console.log(`demo: ${line}`);
 step("installing what this machine lacks");
-await install();
+await installLab();
 step("building the agent");
 const build = Bun.spawn(["bun", "run", "--silent", "build"], {
   cwd: repository,

@@ -42,7 +42,7 @@ const labPackages = [
   ],
   ...["ca-certificates", "bash", "systemd"],
 ];
-const imagePackages = ["buildah", "debootstrap", "catatonit", "python3-venv"];
+const imagePackages = ["buildah", "debootstrap", "catatonit"];
 
 /** Go's own, by the module proxy, where Debian's is too old. */
 const goVersion = "1.26.8";
@@ -250,16 +250,22 @@ function adopt(module: string, own: string): void {
   renameSync(partial, own);
 }
 
-/** Everything that tests and demo need. */
-export async function install(): Promise<void> {
+/** What the lab needs, and the image that its whole nodes run: all of the demo. */
+export async function installLab(): Promise<void> {
   if (process.platform !== "linux") fail("the lab needs Linux");
   if (process.getuid?.() !== 0) fail("the lab needs root: network namespaces, mounts, control groups");
-  await ensurePackages([...labPackages, ...imagePackages, ...VM_PACKAGES]);
+  await ensurePackages([...labPackages, ...imagePackages]);
   if (!existsSync("/dev/net/tun")) fail("this machine has no /dev/net/tun, which userspace WireGuard needs");
   await ensureKubernetes();
+  for (const program of ["enter", "place"] as const) tool(program);
+}
+
+/** Everything that the tests need. */
+export async function install(): Promise<void> {
+  await installLab();
+  await ensurePackages([...VM_PACKAGES, "python3-venv"]);
   await ensureHelm();
   await ensureSpdxTools();
-  for (const program of ["enter", "place"] as const) tool(program);
 }
 
 if (import.meta.main) await install();
