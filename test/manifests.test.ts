@@ -236,6 +236,18 @@ test("servers before 1.30 get no policy, and before 1.31 none of values", async 
   expect((await policies("v1.31.0-eks-1")).sort()).toEqual(["wigglenet", "wigglenet-values"]);
 });
 
+// The agents refuse all that is not in it, of either family.
+test.each([
+  ["allowedPodCIDRs={10.0.0.0/8,fd00::/8}", "10.0.0.0/8,fd00::/8"],
+  ["allowedPodCIDRs={fd00::/8}", ""],
+  ["allowedPodCIDRs={10.0.0.0/8}", ""],
+  ["allowedPodCIDRs={fd00::/8},settings.POD_CIDR_SOURCE_IPV4=none", "fd00::/8"],
+  ["allowedPodCIDRs={10.0.0.0/8},settings.POD_CIDR_SOURCE_IPV6=none", "10.0.0.0/8"],
+  ["allowedPodCIDRs={10.0.0.0/8,fd00::/8},settings.ALLOWED_POD_CIDRS=10.1.0.0/16", "10.1.0.0/16"],
+])("--set %s gives the agents ALLOWED_POD_CIDRS=%s", async (set, value) => {
+  expect(containerOf(await render(["--set", set])).env).toContainEqual({ name: "ALLOWED_POD_CIDRS", value });
+});
+
 test.each([
   [
     ["settings.NODE_IP_INTERFACES=eth1"],
