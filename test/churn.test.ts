@@ -297,6 +297,12 @@ test(
         every: 100,
       },
     );
+    const greeted = () => node.agentLog().filter(({ msg }) => msg === "peers greeted");
+    await until("all to be greeted", () => greeted().length > 0);
+    expect(greeted()).toMatchObject([{ peers: 2 }]);
+    // With a new key, of which nobody holds a session, there was no need to.
+    for (const other of lab.nodes.slice(0, 2))
+      expect(other.agentLog().filter(({ msg }) => msg === "peers greeted")).toEqual([]);
   },
   60_000 * patience,
 );

@@ -182,11 +182,11 @@ export class Lab implements AsyncDisposable {
         );
   }
 
-  /** Waits until the agents have greeted the peers of their new tunnels: until then those get a keepalive. */
+  /** Waits until the agents have greeted the peers of their new tunnels: until then those get a keepalive. None does with a new key. */
   async greeted(): Promise<void> {
     for (const node of this.nodes)
       await until(`${node.name} to have greeted its peers`, () =>
-        node.agentLog().some((line) => line.msg === "peers greeted"),
+        node.agentLog().some(({ msg }) => msg === "peers greeted" || msg === "private key created"),
       );
   }
 
