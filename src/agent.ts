@@ -25,6 +25,7 @@ import { annotationsOf, mostClaims, type NodeObject } from "./plan/node.ts";
 import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 import { retain } from "./plan/retained.ts";
+import { NodeProblems } from "./problems.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
 const coalesce = 25;
@@ -50,7 +51,7 @@ export class Agent {
   #standing: Standing | undefined;
   readonly #departed = new Departed();
   #expected: Expectation | undefined;
-  #reported = new Map<string, string>();
+  readonly #problems: NodeProblems;
   #synced = false;
   /** When the loop should have come round at the latest, in milliseconds of performance.now(). */
   #dueBy = Number.POSITIVE_INFINITY;
@@ -67,6 +68,8 @@ export class Agent {
     hands: Hands;
     /** Of the tunnel; null if there is none. */
     publicKey: string | null;
+    /** Whether the key was made just now, so that no other node knows it. */
+    newKey?: boolean;
     version: string;
     /** Addresses that no pod CIDR may cover. */
     reserved: string[];
@@ -76,7 +79,15 @@ export class Agent {
     this.#config = config;
     this.#nodes = options.nodes;
     this.#findings = new Findings(log);
-    this.#host = new Host({ config, hands, publicKey, findings: this.#findings, log });
+    this.#host = new Host({
+      config,
+      hands,
+      publicKey,
+      newKey: options.newKey ?? false,
+      findings: this.#findings,
+      log,
+    });
+    this.#problems = new NodeProblems(log);
     this.#publicKey = publicKey;
     this.#version = options.version;
     this.#reserved = options.reserved;
@@ -91,7 +102,7 @@ export class Agent {
     while (!signal.aborted) {
       // Until all nodes are known only a change of the cluster can help: reasons are kept for the first pass.
       const ready = this.#nodes.complete;
-      const until = ready ? Math.min(resyncAt, retryAt, this.#host.greetAt) : Number.POSITIVE_INFINITY;
+      const until = ready ? Math.min(resyncAt, retryAt, this.#host.greeter.nextAt) : Number.POSITIVE_INFINITY;
       this.#dueBy = until + passLimit;
       if (!ready || this.#reasons.size === 0) await this.#sleep(until);
       await Bun.sleep(coalesce);
@@ -103,7 +114,10 @@ export class Agent {
         this.forget("resync");
       }
       if (now >= retryAt) this.#reasons.add("retry");
-      if (now >= this.#host.greetAt) this.#reasons.add("new tunnel");
+      if (now >= this.#host.greeter.nextAt) {
+        await this.#host.greeter.greet();
+        if (this.#reasons.size === 0) continue;
+      }
       this.#dueBy = now + passLimit;
       await this.pass();
       metrics.passDuration.observe((performance.now() - now) / 1000);
@@ -261,7 +275,7 @@ export class Agent {
       ? planned
       : retain(planned, { ...routes, routes: routes.own, peers: present });
     if (tunnel !== undefined) this.#standing = desired.standing;
-    this.#report(desired.problems);
+    this.#problems.report(desired.problems);
     this.#count(desired, own.podRanges);
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
@@ -338,17 +352,6 @@ export class Agent {
     metrics.nodesWithProblems.set(problems.size);
     metrics.setPeers(peers);
     metrics.podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, own.length));
-  }
-
-  /** One line for each node whose problems changed, once. */
-  #report(problems: ReadonlyMap<string, string[]>): void {
-    const reported = new Map([...problems].map(([node, list]) => [node, list.join("; ")]));
-    for (const [node, text] of reported)
-      if (this.#reported.get(node) !== text)
-        this.#log.warn({ node, problems: text }, "a node's claims do not hold: they are left out");
-    for (const node of this.#reported.keys())
-      if (!reported.has(node)) this.#log.info({ node }, "a node's claims hold again");
-    this.#reported = reported;
   }
 
   /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */

@@ -6,6 +6,7 @@ import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Failures } from "./failures.ts";
 import type { Findings } from "./findings.ts";
+import { Greeter } from "./greeting.ts";
 import { applyCni, diffCni, observeCni } from "./host/cni.ts";
 import {
   type Backend,
@@ -24,7 +25,7 @@ import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { type Command, command, type Step, summary } from "./host/run.ts";
 import { applyForwarding, applySysctls } from "./host/sysctls.ts";
-import { diffIdentity, diffPeers, greet, observeTunnel, type Tunnel } from "./host/wireguard.ts";
+import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
 import type { Family } from "./plan/address.ts";
 import type { Desired } from "./plan/desired.ts";
@@ -42,12 +43,6 @@ export interface Hands {
 
 /** Milliseconds within which the kernel has told of our own transactions, on the busiest machine. */
 const echo = 10_000;
-
-/**
- * Milliseconds over which nodes that start together spread their greetings: of two handshakes that cross each other
- * on the way, each end drops its own, and tries again only after 5 s.
- */
-const greetingSpread = 500;
 
 export class Host {
   readonly #config: Config;
@@ -79,8 +74,7 @@ export class Host {
    */
   #forgotten = { links: false, firewall: false, rest: false };
   readonly #failures: Failures;
-  /** When the peers of a new tunnel are spoken to, in milliseconds of performance.now(). */
-  greetAt = Number.POSITIVE_INFINITY;
+  readonly greeter: Greeter;
   /** Whether the firewall's sets keep what they have, as not all is known of the cluster. */
   keepElements = false;
   /** Why the pass that is under way is made, for the log. */
@@ -90,6 +84,7 @@ export class Host {
     config: Config;
     hands: Hands;
     publicKey: string | null;
+    newKey: boolean;
     findings: Findings;
     log: Logger;
   }) {
@@ -100,6 +95,16 @@ export class Host {
     this.#translated = new TranslatedPackets(options.findings);
     this.#log = options.log;
     this.#failures = new Failures(options.log);
+    const { hands, newKey, log } = options;
+    this.greeter = new Greeter({
+      link: this.#config.linkName,
+      perform: async (commands) => {
+        await this.attempt("greeting", () => hands.perform(commands));
+      },
+      paper: hands.paper,
+      newKey,
+      log,
+    });
   }
 
   /** How often in a row the worst of the resources failed; 0 if all work. */
@@ -241,8 +246,10 @@ export class Host {
       await this.attempt("peers to remove", async () => {
         await this.perform("peers or prefixes removed", peers.remove);
         this.#tunnel = peers.result;
+        for (const key of this.#wantedEndpoints.keys())
+          if (!peers.result.peers.has(key)) this.#wantedEndpoints.delete(key);
       });
-    if (peers) await this.attempt("greeting", () => this.#greet(desired, tunnel));
+    if (peers) await this.greeter.meet(desired.peers, typeof tunnel === "object" && tunnel.peers.size === 0);
     if (linked && guarded && filtered && unrouted)
       await this.attempt("CNI file", () => this.#applyCni(desired));
   }
@@ -282,15 +289,6 @@ export class Host {
     await this.#hands.perform(steps);
     metrics.changes.inc({ what }, steps.length);
     this.#log.info({ why: this.why, ...details, commands: steps.map(summary) }, what);
-  }
-
-  /** A tunnel that had no peer was made just now, by us or by the node's wireguard-go. */
-  async #greet({ peers }: Desired, tunnel: Tunnel): Promise<void> {
-    const now = performance.now();
-    if (tunnel.peers.size === 0 && peers.length > 0) this.greetAt = now + Math.random() * greetingSpread;
-    if (this.greetAt === Number.POSITIVE_INFINITY || (now < this.greetAt && !this.#hands.paper)) return;
-    this.greetAt = Number.POSITIVE_INFINITY;
-    await this.perform("peers greeted", greet(this.#config.linkName, peers));
   }
 
   async #applyLink(desired: Desired): Promise<true> {

@@ -105,12 +105,18 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
   const key = hasTunnel(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
   if (key?.created)
     log.info({ path: config.privateKeyPath, publicKey: key.publicKey }, "private key created");
-  const { agent, nodes } = assemble(config, log, client, key?.publicKey ?? null, (nodes) => ({
-    paper: false,
-    perform,
-    createLink: (name, mode) => createLink(name, mode, log),
-    annotate: (annotations) => nodes.annotate(annotations),
-  }));
+  const { agent, nodes } = assemble(
+    config,
+    log,
+    client,
+    { publicKey: key?.publicKey ?? null, newKey: key?.created ?? false },
+    (nodes) => ({
+      paper: false,
+      perform,
+      createLink: (name, mode) => createLink(name, mode, log),
+      annotate: (annotations) => nodes.annotate(annotations),
+    }),
+  );
   lock.reportTo(agent);
   if (config.health) serveHealth(config.health, agent);
   if (config.metrics)
@@ -141,22 +147,28 @@ async function dryRun(config: Config, client: ApiClient, log: Logger): Promise<v
     publicKey = publicKeyToCome;
   }
   const stop = new AbortController();
-  const { agent, nodes } = assemble(config, log, client, publicKey, () => ({
-    paper: true,
-    perform: async (steps) => {
-      for (const step of steps) console.log(printStep(step));
-    },
-    createLink: async (name, mode) => {
-      const [kernel, userspace] = [printStep(createKernelLink(name)), `wireguard-go ${name}`];
-      console.log({ kernel, userspace, auto: `${kernel} || ${userspace}` }[mode]);
-    },
-    annotate: async (annotations) => {
-      const patch = JSON.stringify({ metadata: { annotations } });
-      const argv = ["kubectl", "patch", "node", config.nodeName, "--type=merge", "-p", patch];
-      const derived = `'"$(wg pubkey < ${config.privateKeyPath})"'`;
-      console.log(printStep({ kind: "run", argv }).replace(publicKeyToCome, () => derived));
-    },
-  }));
+  const { agent, nodes } = assemble(
+    config,
+    log,
+    client,
+    { publicKey, newKey: publicKey === publicKeyToCome },
+    () => ({
+      paper: true,
+      perform: async (steps) => {
+        for (const step of steps) console.log(printStep(step));
+      },
+      createLink: async (name, mode) => {
+        const [kernel, userspace] = [printStep(createKernelLink(name)), `wireguard-go ${name}`];
+        console.log({ kernel, userspace, auto: `${kernel} || ${userspace}` }[mode]);
+      },
+      annotate: async (annotations) => {
+        const patch = JSON.stringify({ metadata: { annotations } });
+        const argv = ["kubectl", "patch", "node", config.nodeName, "--type=merge", "-p", patch];
+        const derived = `'"$(wg pubkey < ${config.privateKeyPath})"'`;
+        console.log(printStep({ kind: "run", argv }).replace(publicKeyToCome, () => derived));
+      },
+    }),
+  );
   const cluster = nodes.run(stop.signal);
   const deadline = performance.now() + 30_000;
   while (!nodes.whole || !nodes.complete) {
@@ -180,7 +192,7 @@ function assemble(
   config: Config,
   log: Logger,
   client: ApiClient,
-  publicKey: string | null,
+  key: { publicKey: string | null; newKey: boolean },
   handsFor: (nodes: ClusterNodes) => Hands,
 ) {
   // Set below, before anything is followed.
@@ -193,7 +205,7 @@ function assemble(
   });
   const host = new URL(client.server).hostname.replace(/^\[|\]$/g, "");
   const reserved = isIP(host) ? [host] : [];
-  agent = new Agent({ config, nodes, hands: handsFor(nodes), publicKey, version, reserved, log });
+  agent = new Agent({ config, nodes, hands: handsFor(nodes), ...key, version, reserved, log });
   return { agent, nodes };
 }
 

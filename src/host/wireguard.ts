@@ -175,11 +175,9 @@ export function diffPeers(
  * Speaks first to peers that may hold a session with an earlier life of this tunnel: what they send into that is lost
  * until WireGuard notices, after 15 s. A keepalive that is switched on is sent at once, and begins a handshake.
  */
-export function greet(link: string, peers: readonly Peer[]): Command[] {
+export function greet(link: string, publicKeys: readonly string[]): Command[] {
   const keepalive = (seconds: string) =>
-    peers
-      .filter((peer) => peer.endpoint)
-      .map((peer) => ["peer", peer.publicKey, "persistent-keepalive", seconds]);
+    publicKeys.map((publicKey) => ["peer", publicKey, "persistent-keepalive", seconds]);
   return [...inChunks(link, keepalive("25")), ...inChunks(link, keepalive("0"))];
 }
 
