@@ -9,12 +9,15 @@ import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config.ts";
 import type { Command } from "./host/run.ts";
 import { families } from "./plan/address.ts";
+import { gatePath } from "./plan/cni.ts";
 import { crowd } from "./plan/fixtures/input.ts";
 import type { NodeRecord } from "./plan/node.ts";
 
 setDefaultTimeout(30_000);
 const others = new Map(crowd(5_000).map((node) => [node.name, node]));
 const ran: Command[] = [];
+/** Files written and annotations made, in order. */
+const published: string[] = [];
 /** The programs that were asked what is there. */
 const asked: string[] = [];
 
@@ -62,10 +65,12 @@ beforeAll(async () => {
       paper: false,
       perform: async (steps) => {
         ran.push(...steps.filter((step) => step.kind === "run"));
+        published.push(...steps.flatMap((step) => (step.kind === "write" ? [step.path] : [])));
       },
       createLink: () => Promise.reject(new Error("it is there")),
       annotate: async (annotations) => {
         Object.assign(own.metadata.annotations, annotations);
+        published.push("annotations");
       },
     },
     publicKey: "key-own",
@@ -73,6 +78,9 @@ beforeAll(async () => {
     reserved: [],
     log: pino({ level: "silent" }),
   });
+  await agent.pass();
+  expect(agent.unready()).toBe("not in sync yet");
+  await Bun.sleep(1_100);
   await agent.pass();
   expect(agent.unready()).toBeUndefined();
   // Every node has been put in.
@@ -86,6 +94,11 @@ afterAll(() => spawn.mockRestore());
 /** What an nftables set is left with that loses an element: it is flushed and declared again. */
 const redeclared =
   /(flush set inet wigglenet (\S+)\\nadd set inet wigglenet \2 \{ [^{]*)elements = \{[^}]*\}/g;
+
+// Before others know whose they are, their packets to the pods would leave in the clear.
+test("no pod starts until others have had a second to read which pod CIDRs are this node's", () => {
+  expect(published).toEqual(["annotations", "/etc/cni/net.d/10-wigglenet.conflist", gatePath]);
+});
 
 const one = others.get("n2000")!;
 const addresses = ["172.17.0.1", "2001:db8:2::1"];
