@@ -26,6 +26,7 @@ import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 import { retain } from "./plan/retained.ts";
 import { NodeProblems } from "./problems.ts";
+import { Publication } from "./publication.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
 const coalesce = 25;
@@ -58,6 +59,8 @@ export class Agent {
   /** The node's own that its links have, and those that it has no more in its Node but its links still have. */
   #addresses: ReadonlySet<string> = new Set();
   readonly #findings: Findings;
+
+  readonly #publication = new Publication();
 
   readonly #reasons = new Set<string>(["start"]);
   #wake: () => void = () => undefined;
@@ -102,7 +105,9 @@ export class Agent {
     while (!signal.aborted) {
       // Until all nodes are known only a change of the cluster can help: reasons are kept for the first pass.
       const ready = this.#nodes.complete;
-      const until = ready ? Math.min(resyncAt, retryAt, this.#host.greeter.nextAt) : Number.POSITIVE_INFINITY;
+      const until = ready
+        ? Math.min(resyncAt, retryAt, this.#host.greeter.nextAt, this.#publication.dueAt)
+        : Number.POSITIVE_INFINITY;
       this.#dueBy = until + passLimit;
       if (!ready || this.#reasons.size === 0) await this.#sleep(until);
       await Bun.sleep(coalesce);
@@ -114,6 +119,7 @@ export class Agent {
         this.forget("resync");
       }
       if (now >= retryAt) this.#reasons.add("retry");
+      if (now >= this.#publication.dueAt) this.#reasons.add("published");
       if (now >= this.#host.greeter.nextAt) {
         await this.#host.greeter.greet();
         if (this.#reasons.size === 0) continue;
@@ -230,8 +236,19 @@ export class Agent {
     if (!(await this.#sync(own, links))) return;
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
-    if (this.#nodes.ownIsThere)
-      await host.attempt("annotations", () => host.annotate(node.metadata.annotations ?? {}, wanted));
+    const before = node.metadata.annotations ?? {};
+    const published =
+      this.#nodes.ownIsThere &&
+      (await host.attempt("annotations", async () => {
+        await host.annotate(before, wanted);
+        return true;
+      }));
+    const mayStart =
+      config.firewallOnly ||
+      host.paper ||
+      this.#publication.mayStart(before, wanted, published === true, performance.now());
+    await host.applyCni(mayStart);
+    if (!mayStart) return;
 
     if (this.#synced || host.failures > 0 || !this.#nodes.ownIsThere) return;
     this.#synced = true;

@@ -23,9 +23,9 @@ import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
-import { type Command, command, type Step, summary } from "./host/run.ts";
+import { command, type Step, summary } from "./host/run.ts";
 import { applyForwarding, applySysctls } from "./host/sysctls.ts";
-import { diffIdentity, diffPeers, observeTunnel, type Tunnel } from "./host/wireguard.ts";
+import { diffIdentity, diffPeers, namedIn, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
 import type { Family } from "./plan/address.ts";
 import type { Desired } from "./plan/desired.ts";
@@ -75,6 +75,8 @@ export class Host {
   #forgotten = { links: false, firewall: false, rest: false };
   readonly #failures: Failures;
   readonly greeter: Greeter;
+  /** What the last pass brought the node to, if all of it succeeded that pods need. */
+  #applied: Desired | undefined;
   /** Whether the firewall's sets keep what they have, as not all is known of the cluster. */
   keepElements = false;
   /** Why the pass that is under way is made, for the log. */
@@ -115,6 +117,10 @@ export class Host {
   /** What fails now, one line for each resource. */
   get failing(): string[] {
     return this.#failures.reasons;
+  }
+
+  get paper(): boolean {
+    return this.#hands.paper;
   }
 
   /** Undefined until it is chosen. */
@@ -195,11 +201,12 @@ export class Host {
 
   /**
    * Adds all, then removes: guards and tunnel first, then what leads to them, then the firewall; the reverse for what
-   * goes. The CNI file comes last, as it lets pods start.
+   * goes. The CNI file comes after that, see `applyCni`, as it lets pods start.
    * @param tunnel undefined if there should be one and it failed
    */
   async apply(desired: Desired, tunnel: Tunnel | "none" | undefined): Promise<void> {
     const { linkName, firewallOnly } = this.#config;
+    this.#applied = undefined;
     if (firewallOnly) {
       await this.attempt("firewall", () => this.#applyFirewall(desired.firewall));
       await this.attempt("flow table", () => this.#applyDevices(desired.firewall));
@@ -216,7 +223,9 @@ export class Host {
     const peered = peers
       ? await this.attempt("peers to add", async () => {
           this.#tunnel = undefined;
-          await this.perform("peers added or changed", peers.add, { nodes: named(desired, peers.add) });
+          await this.perform("peers added or changed", peers.add, {
+            nodes: namedIn(peers.add, desired.peers),
+          });
           for (const { node, publicKey, endpoint } of desired.peers)
             if (node !== unknownNode) this.#wantedEndpoints.set(publicKey, endpoint);
           return true;
@@ -250,8 +259,7 @@ export class Host {
           if (!peers.result.peers.has(key)) this.#wantedEndpoints.delete(key);
       });
     if (peers) await this.greeter.meet(desired.peers, typeof tunnel === "object" && tunnel.peers.size === 0);
-    if (linked && guarded && filtered && unrouted)
-      await this.attempt("CNI file", () => this.#applyCni(desired));
+    this.#applied = linked && guarded && filtered && unrouted ? desired : undefined;
   }
 
   /** Where this plugin connects the pods; beside another one that is the other's. */
@@ -386,16 +394,11 @@ export class Host {
     this.#devices = devices;
   }
 
-  async #applyCni(desired: Desired): Promise<void> {
-    const { cni } = desired;
-    if (cni !== undefined)
-      await applyCni(this.#config.cniConfigPath, cni, (...change) => this.perform("CNI file", ...change));
+  /** The CNI file, if all that pods need is applied. @param mayStart whether pods may, too */
+  async applyCni(mayStart: boolean): Promise<void> {
+    const cni = this.#applied?.cni;
+    if (cni === undefined) return;
+    const perform = (steps: Step[], details: object) => this.perform("CNI file", steps, details);
+    await this.attempt("CNI file", () => applyCni(this.#config.cniConfigPath, cni, mayStart, perform));
   }
-}
-
-/** The nodes of the peers that commands speak of, for the log. */
-function named(desired: Desired, commands: readonly Command[]): string[] {
-  const words = new Set(commands.flatMap((each) => each.argv));
-  const names = desired.peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
-  return names.length > 20 ? [...names.slice(0, 20), `and ${names.length - 20} more`] : names;
 }

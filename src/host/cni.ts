@@ -66,16 +66,23 @@ export function chainedBy(desired: CniList, observed: ObservedCni): string[] {
   return plugins.map(({ type }) => type).filter((type) => !own.includes(type));
 }
 
-/** Brings the file up to date and opens the gate, by `perform`, which gets what to log with it too. */
+/**
+ * Brings the file up to date and opens the gate, by `perform`, which gets what to log with it too.
+ * @param mayStart whether pods may; a gate that is open stays open
+ */
 export async function applyCni(
   path: string,
   desired: CniList,
+  mayStart: boolean,
   perform: (steps: Step[], details: object) => Promise<void>,
 ): Promise<void> {
   const observed = await observeCni(path);
   const chained = chainedBy(desired, observed);
   try {
-    await perform(diffCni(path, desired, observed), chained.length > 0 ? { chained } : {});
+    const steps = diffCni(path, desired, observed).filter(
+      (step) => mayStart || !(step.kind === "write" && step.path === gatePath),
+    );
+    await perform(steps, chained.length > 0 ? { chained } : {});
   } catch (error) {
     throw new Error(
       `${path} or ${gatePath} cannot be written: ${whyNot(error)}; or set CNI_CONFIG_PATH to where the container runtime reads`,

@@ -210,3 +210,9 @@ function inChunks(link: string, settings: readonly string[][]): Command[] {
   }
   return chunks.map((words) => command`wg set ${link} ${words}`);
 }
+
+/** The nodes of the peers that commands speak of, for the log. */
+export function namedIn(commands: readonly Command[], peers: readonly Peer[]): string[] {
+  const words = new Set(commands.flatMap((each) => each.argv));
+  return peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
+}
