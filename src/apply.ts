@@ -100,9 +100,7 @@ export class Host {
     const { hands, newKey, log } = options;
     this.greeter = new Greeter({
       link: this.#config.linkName,
-      perform: async (commands) => {
-        await this.attempt("greeting", () => hands.perform(commands));
-      },
+      perform: (commands) => this.attempt("greeting", () => hands.perform(commands)),
       paper: hands.paper,
       newKey,
       log,

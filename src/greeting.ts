@@ -50,7 +50,7 @@ export class Greeting {
 interface Outside {
   link: string;
   /** Carries commands out; a failure is told, and the next peers are greeted all the same. */
-  perform(commands: readonly Command[]): Promise<void>;
+  perform(commands: readonly Command[]): Promise<unknown>;
   /** On paper all are greeted at once. */
   paper: boolean;
   /** Whether the key was made just now. */
