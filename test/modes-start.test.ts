@@ -36,6 +36,8 @@ describe("the command line", () => {
     [["--kubeconfig"], "--kubeconfig"],
     [["agent", "--target", "/opt/cni/bin"], "agent takes no --target"],
     [["install-cni", "--kubeconfig", "x"], "install-cni takes no --kubeconfig"],
+    [["-v=4", "install"], "install takes no -v=4"],
+    [["version", "-stderrthreshold", "INFO"], "version takes no -stderrthreshold INFO"],
   ])("%p is refused", (args, said) => {
     const { exitCode, stdout, stderr } = run(args, { NODE_NAME: "n1" });
     expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: "" });
@@ -157,6 +159,11 @@ describe("on a node", () => {
     expect(n1.agentLog().filter((line) => "commands" in line || "annotations" in line)).toEqual([]);
 
     await n1.stopAgent();
+    // As the Go implementation may have been started.
+    const dry = `${binary} -v=9 -logtostderr --dry-run 2>&1`;
+    expect(await n1.namespace.run(["/bin/sh", "-c", dry], { env: n1.agentEnv() })).toMatch(
+      /"level":"warn".*"flags":\["-v=9","-logtostderr"\],"logLevel":"trace"/,
+    );
     for (const wrong of ["", "not a key\n", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"]) {
       await n1.write(privateKey, wrong);
       n1.startAgent();

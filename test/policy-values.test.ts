@@ -9,9 +9,11 @@ setDefaultTimeout(60_000);
 
 const key = `${"A".repeat(42)}E=`;
 const podCIDRs = ["10.77.1.0/24", "fd77:0:0:1::/64"];
+/** More than anybody needs: what the API server spends on a request is limited. */
+const others = Array.from({ length: 200 }, (_, index) => `198.18.${index}.0/24`);
 const allowed = {
-  podCidrs: ["10.60.0.0/16", "2001:db8::/32"],
-  nodeIps: ["192.0.2.0/25", "2001:db8:99::/48"],
+  podCidrs: [...others, "10.60.0.0/16", "2001:db8::/32"],
+  nodeIps: [...others, "192.0.2.0/25", "2001:db8:99::/48"],
 };
 /** In the Node's status, the first two as InternalIPs; the light node's own addresses are added to them. */
 const status = [
@@ -116,6 +118,7 @@ test.each<[what: string, podCidrs: string, why: string]>([
 test.each<[what: string, nodeIps: string]>([
   ["InternalIPs and ExternalIPs of the Node", list("10.1.2.3", "fd00:1::3", "203.0.113.9")],
   ["within the allowed prefixes", list("192.0.2.5", "2001:db8:99:1::5")],
+  ["as many as an agent publishes", list(...Array.from({ length: 16 }, (_, index) => `192.0.2.${index}`))],
   ["none", "[]"],
 ])("node-ips: %s", async (_, nodeIps) => {
   expect(await written({ "wigglenet/node-ips": nodeIps })).toBeUndefined();
