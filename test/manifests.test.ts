@@ -1,6 +1,7 @@
 /** The chart and what is made from it: what is committed, every setting, every value. */
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { parse } from "yaml";
 import { $ } from "zx";
 import { chart, chartFiles, fixed, inPod, manifests, render } from "../deploy/manifests.ts";
@@ -214,6 +215,7 @@ test("kubelet probes where the agent answers, and Prometheus finds its port", as
   const health = (address: string) => render(["--set", `settings.HEALTH_BIND_ADDR=${address}`]);
   expect(probes(await health("[::1]:9"))).toEqual(at("::1", 9));
   expect(probes(await health(":9"))).toEqual(at("127.0.0.1", 9));
+  expect(probes(await health("[::]:9"))).toEqual(at("::", 9));
   expect(probes(await health(""))).toEqual([undefined, undefined]);
   expect(read("deploy/manifest_metrics.yaml")).toContain("docs/configuration.md#who-may-read-the-metrics");
   expect(
@@ -224,6 +226,21 @@ test("kubelet probes where the agent answers, and Prometheus finds its port", as
   expect(metadata.annotations).toEqual({ "prometheus.io/scrape": "true", "prometheus.io/port": "9091" });
   expect(spec.containers[0].ports).toEqual([{ name: "metrics", containerPort: 9091 }]);
   expect(containerOf(read("deploy/manifest.yaml")).ports).toBeUndefined();
+  // Empty, or taken away, is the default.
+  for (const address of ["", "null"])
+    expect(
+      containerOf(await render(["--set", `settings.ENABLE_METRICS=1,settings.METRICS_BIND_ADDR=${address}`]))
+        .ports,
+    ).not.toEqual([expect.objectContaining({ containerPort: null })]);
+});
+
+// Helm reads the numbers of a file as floating-point ones.
+test("large numbers stay whole, from a file too", async () => {
+  const file = `${mkdtempSync(`${tmpdir()}/wigglenet-values-`)}/values.yaml`;
+  writeFileSync(file, "settings: { FLOWTABLE_PACKET_THRESHOLD: 12345678, ENABLE_METRICS: true }");
+  const { env } = containerOf(await render(["--values", file]));
+  expect(env).toContainEqual({ name: "FLOWTABLE_PACKET_THRESHOLD", value: "12345678" });
+  expect(env).toContainEqual({ name: "ENABLE_METRICS", value: "true" });
 });
 
 test("servers before 1.30 get no policy, and before 1.31 none of values", async () => {
@@ -269,6 +286,19 @@ test.each([
   expect(render(set(...values))).rejects.toThrow(why);
   expect(await render(set(...values, "admissionPolicy=false"))).toContain("kind: DaemonSet");
   expect(await render(set(...values, remedy))).toContain("wigglenet-values");
+});
+
+// The policy would fail with one, and refuse whatever any agent says.
+test.each([
+  ["allowedPodCIDRs", "10.1.2.3"],
+  ["allowedPodCIDRs", "2001:db8::"],
+  ["allowedPodCIDRs", "10.0.0.0/33"],
+  ["allowedPodCIDRs", "10.0.0.0/8'"],
+  ["allowedNodeIPs", "eth1"],
+  ["allowedNodeIPs", "1"],
+  ["allowedNodeIPs", ""],
+])("%s with %p is refused by name", (name, value) => {
+  expect(render(["--set", `${name}[0]=${value}`])).rejects.toThrow(name);
 });
 
 async function lint(set: string[]): Promise<void> {
