@@ -76,9 +76,17 @@ function commented(rendered: string): string {
   );
 }
 
+/** In the policy one that CEL cannot read would have each agent refused. */
+const prefix =
+  "^(([0-9]{1,3}\\.){3}[0-9]{1,3}/([12]?[0-9]|3[0-2])|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8]))$";
+
 /** Names as in the default values, and no others but where the default is an empty or a foreign object. */
 function schemaOf(value: unknown, name = ""): object {
-  if (Array.isArray(value)) return { type: "array" };
+  if (Array.isArray(value))
+    return {
+      type: "array",
+      ...(name.startsWith("allowed") && { items: { type: "string", pattern: prefix } }),
+    };
   if (typeof value === "boolean") return { type: "boolean" };
   if (typeof value !== "object" || value === null) return { type: ["string", "number", "boolean", "null"] };
   if (foreign.has(name)) return { type: ["object", "null"] };
