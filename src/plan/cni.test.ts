@@ -137,6 +137,9 @@ describe("with what others have added", () => {
     ["the second of ours gone", list(ptp, istio), [ptp, portmap, istio]],
     ["an empty list", list(), [ptp, portmap]],
     ["0.7's version", { ...list(stale, portmap, istio), cniVersion: "0.3.1" }, [ptp, portmap, istio]],
+    // It would make an interface of its own in each pod, after ours.
+    ["ours made another", list({ ...ptp, type: "bridge" }, portmap, istio), [ptp, portmap, istio]],
+    ["a second interface", list(ptp, portmap, istio, { type: "x", ipam: {} }), [ptp, portmap, istio]],
     ["renamed", { ...list(ptp, portmap, istio), name: "k8s-pod-network" }, [ptp, portmap, istio]],
     ["another network", { ...list({ type: "calico" }, portmap), name: "k8s-pod-network" }, [ptp, portmap]],
   ])("%s", (_, present, plugins) => {

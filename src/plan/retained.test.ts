@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { compareAddresses } from "./address.ts";
 import { plan } from "./desired.ts";
 import { input, node } from "./fixtures/input.ts";
 import { retain, retainElements } from "./retained.ts";
@@ -57,4 +58,11 @@ test("of a route that leads another way by now there is one", () => {
 test("elements do not overlap", () => {
   const { sets } = retainElements(known.firewall, (set) => (set === "remote" ? ["10.1.0.0/16"] : []));
   expect(sets.remote).toEqual(["10.1.0.0/16", "fd00:1:0:1::/64", "fd00:1:0:2::/64"]);
+});
+
+test("an element of another's that is no prefix does not stay", () => {
+  const { sets } = retainElements(known.firewall, (set) =>
+    set === "remote" ? ["10.9.0.1-10.9.0.5", "10.9.1.0/24", "2001:db8::1-2001:db8::9"] : [],
+  );
+  expect(sets.remote).toEqual([...known.firewall.sets.remote, "10.9.1.0/24"].sort(compareAddresses));
 });
