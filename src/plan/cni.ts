@@ -85,7 +85,8 @@ export function mergeCniList(own: CniList, present: CniList | undefined): CniLis
   if (present === undefined || (present.name !== own.name && !presentTypes.includes(types[0] ?? "")))
     return own;
   const places: (CniPlugin | "own")[] = present.plugins.flatMap((plugin, index) => {
-    if (!types.includes(plugin.type)) return plugin;
+    // What has addresses to give makes an interface of its own, which pods have already.
+    if (!types.includes(plugin.type)) return plugin.ipam === undefined ? plugin : [];
     return presentTypes.indexOf(plugin.type) === index ? "own" : [];
   });
   types.forEach((type, index) => {

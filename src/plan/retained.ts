@@ -58,6 +58,8 @@ const ofOthers: SetName[] = ["remote", "hosts", "nodes", "native", "unencrypted"
 /** A firewall whose sets have what they have now, too. */
 export function retainElements(firewall: Firewall, present: (set: SetName) => readonly string[]): Firewall {
   const sets = { ...firewall.sets };
-  for (const name of ofOthers) sets[name] = outermost([...sets[name], ...present(name)]);
+  // Others may have put ranges there, which are none of ours.
+  for (const name of ofOthers)
+    sets[name] = outermost([...sets[name], ...present(name).filter((each) => !each.includes("-"))]);
   return { ...firewall, sets };
 }
