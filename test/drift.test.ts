@@ -137,6 +137,11 @@ describe("the kernel tells", () => {
     ["IPv4 forwarding off", "echo 0 > /proc/sys/net/ipv4/ip_forward"],
     ["IPv4 forwarding of the own link off", "echo 0 > /proc/sys/net/ipv4/conf/wigglenet/forwarding"],
     ["IPv4 forwarding of new links off", "echo 0 > /proc/sys/net/ipv4/conf/default/forwarding"],
+    ["IPv4 forwarding of the uplink off", "echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding"],
+    [
+      "IPv4 forwarding of a pod's link off",
+      "for f in /proc/sys/net/ipv4/conf/veth*; do echo 0 > $f/forwarding; done",
+    ],
     ["IPv6 forwarding off", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding"],
     ["own link deleted", "ip link delete wigglenet"],
     ["own link down", "ip link set wigglenet down"],

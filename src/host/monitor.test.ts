@@ -65,6 +65,9 @@ describe("recorded lines", () => {
     ["links", "[NETCONF]inet default forwarding off "],
     ["links", "[NETCONF]inet wigglenet forwarding off "],
     ["links", "[NETCONF]inet6 all forwarding off "],
+    // As systemd-networkd does it with IPv4Forwarding=no.
+    ["links", "[NETCONF]inet eth1 forwarding off "],
+    ["links", "[NETCONF]inet vethd0c5a41e forwarding off "],
     ["none", "[NETCONF]inet all forwarding on "],
     ["none", "[NETCONF]inet wigglenet forwarding on "],
     ["none", "[NETCONF]inet wigglenet rp_filter loose "],

@@ -81,13 +81,18 @@ describe("forwarding", () => {
   const links = "ipv4/conf/default/forwarding";
   const own = "ipv4/conf/wigglenet/forwarding";
   const v6 = "ipv6/conf/all/forwarding";
-  const on = { [all]: "1", [links]: "1", [own]: "1", [v6]: "1" };
+  const uplink = "ipv4/conf/eth0.7/forwarding";
+  const on = { [all]: "1", [links]: "1", [own]: "1", [uplink]: "1", [v6]: "1" };
+  const names = ["wigglenet", "eth0.7"];
   const both: Family[] = ["ipv4", "ipv6"];
   test.each<[title: string, present: Record<string, string>, podFamilies: Family[], written: string[]]>([
     ["on", on, both, []],
     ["off", { ...on, [all]: "0" }, both, [all]],
     ["off for new links", { ...on, [links]: "0" }, both, [links]],
     ["off for the own link", { ...on, [own]: "0" }, both, [own]],
+    ["off for an uplink", { ...on, [uplink]: "0" }, both, [uplink]],
+    ["off for a link that is not asked for", { ...on, "ipv4/conf/mgmt/forwarding": "0" }, both, []],
+    ["off for IPv6 of a link, which nobody asks", { ...on, "ipv6/conf/eth0.7/forwarding": "0" }, both, []],
     ["no own link yet", { [all]: "0", [links]: "1" }, ["ipv4"], [all]],
     ["off for pods of the other family", { ...on, [v6]: "0" }, ["ipv4"], []],
     ["off for pods of the other family", { ...on, [all]: "0", [own]: "0" }, ["ipv6"], []],
@@ -95,11 +100,11 @@ describe("forwarding", () => {
   ])("%s: %j, pods of %j: %j are written", async (_, present, podFamilies, written) => {
     for (const [name, value] of Object.entries(present)) put(name, `${value}\n`);
     const families = new Set(podFamilies);
-    await applyForwarding(folder, families, "wigglenet", findings, refused);
+    await applyForwarding(folder, families, names, findings, refused);
     const lines = findings.lines("unready");
     expect(lines).toHaveLength(Math.min(written.length, 1));
     for (const name of written) expect(lines[0]).toContain(`net.${name.replaceAll("/", ".")}`);
-    await applyForwarding(folder, families, "wigglenet", findings, perform);
+    await applyForwarding(folder, families, names, findings, perform);
     expect(findings.lines("unready")).toEqual([]);
     const changed = Object.keys(present).filter((name) => readFileSync(at(name), "utf8") === "1");
     expect(changed).toEqual(written);

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { compileExpression } from "./expression.ts";
 import { link } from "./fixtures/links.ts";
 import type { NodeObject } from "./node.ts";
-import { nodeLinks, type OwnSettings, ownPodRanges } from "./own.ts";
+import { forwardingLinks, nodeLinks, type OwnSettings, ownPodRanges } from "./own.ts";
 
 const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");
 const eth1 = link("eth1", "10.3.0.7/16", "fd00:3::7/64");
@@ -13,6 +13,20 @@ const links = [
   link("wigglenet", "10.1.7.1/32"),
   link("veth0a1b2c3d", "10.1.7.1/32"),
 ];
+
+test("pods' packets come by the links of pods, of the tunnel, of the node's addresses and of the default route", () => {
+  const all = [...links, link("eth2"), link("docker0", "172.17.0.1/16")];
+  const routes = [
+    { prefix: "0.0.0.0/0", via: "10.9.0.1", dev: "eth2", metric: 0 },
+    { prefix: "172.17.0.0/16", via: undefined, dev: "docker0", metric: 0 },
+  ];
+  expect(forwardingLinks(all, "wigglenet", ["192.0.2.5"], routes)).toEqual([
+    "eth0",
+    "wigglenet",
+    "veth0a1b2c3d",
+    "eth2",
+  ]);
+});
 
 function node(...addresses: [type: string, address: string][]): NodeObject {
   return {

@@ -19,7 +19,7 @@ export interface NodeState {
 const separator = "--8<--";
 
 const script = [
-  "cd /proc/sys/net; grep . ipv4/ip_forward ipv4/conf/{default,wigglenet}/forwarding ipv6/conf/all/forwarding ipv4/conf/wigglenet/rp_filter ipv6/conf/default/accept_dad",
+  "cd /proc/sys/net; grep . ipv4/ip_forward ipv4/conf/{default,wigglenet}/forwarding ipv6/conf/all/forwarding ipv4/conf/wigglenet/rp_filter ipv6/conf/default/accept_dad; cat ipv4/conf/{eth0,veth*}/forwarding | sort -u",
   "ip -o link show dev wigglenet; ip -o address show dev wigglenet scope global",
   'for f in -4 -6; do ip $f route show table all proto 246 | sed "s/^/$f /"; done',
   'for f in -4 -6; do ip $f rule show | sed "s/^/$f /"; done',
