@@ -22,7 +22,7 @@ import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
 import { type KnownAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./plan/identity.ts";
 import { annotationsOf, mostClaims, type NodeObject } from "./plan/node.ts";
-import { matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
+import { forwardingLinks, matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
 import { retain } from "./plan/retained.ts";
 import { NodeProblems } from "./problems.ts";
@@ -297,7 +297,10 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (host.backend) metrics.setBuildInfo(this.#version, host.backend);
-    await host.forwarding(new Set(own.podRanges.map((range) => familyOf(range.subnet))));
+    await host.forwarding(
+      new Set(own.podRanges.map((range) => familyOf(range.subnet))),
+      forwardingLinks(links, config.linkName, own.endpoints, routes.underlay),
+    );
     const { cni } = desired;
     if (cni !== undefined && !config.firewallOnly)
       await host.attempt("CNI folder", () => reportEarlier(this.#findings, config.cniConfigPath, cni));

@@ -261,12 +261,12 @@ export class Host {
   }
 
   /** Where this plugin connects the pods; beside another one that is the other's. */
-  async forwarding(podFamilies: ReadonlySet<Family>): Promise<void> {
-    const { procSysNet, linkName, firewallOnly } = this.#config;
+  async forwarding(podFamilies: ReadonlySet<Family>, links: readonly string[]): Promise<void> {
+    const { procSysNet, firewallOnly } = this.#config;
     if (firewallOnly) return;
     const perform = (steps: Step[]) => this.perform("forwarding", steps);
     await this.attempt("forwarding", () =>
-      applyForwarding(procSysNet, podFamilies, linkName, this.#findings, perform),
+      applyForwarding(procSysNet, podFamilies, links, this.#findings, perform),
     );
   }
 

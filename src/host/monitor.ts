@@ -49,7 +49,9 @@ export function classify(line: string, expected: Expectation): Signal {
   const [, label, deleted, text = ""] = match;
   if (label === "NETCONF") {
     const [, place = ""] = / (\S+) .*\bforwarding off\b/.exec(text) ?? [];
-    return ["all", "default", expected.link].includes(place) ? "links" : "none";
+    // What comes by a link has to be forwarded too; a link that is new says more than this.
+    const ofLink = /^inet \S+ forwarding off $/.test(text);
+    return ofLink || ["all", "default", expected.link].includes(place) ? "links" : "none";
   }
   if (label === "RULE") {
     if (ownRule.test(text)) return deleted ? "everything" : "none";

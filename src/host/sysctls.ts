@@ -74,10 +74,10 @@ export async function applySysctls(
 }
 
 /** What has to be 1 for pods of a family. Writing the first sets all links and the second. */
-function forwardingOf(family: Family, link: string): string[] {
-  // IPv6 asks no single link.
+function forwardingOf(family: Family, links: readonly string[]): string[] {
+  // IPv6 asks no single link; IPv4 the one that a packet comes by.
   return family === "ipv4"
-    ? ["ipv4/ip_forward", "ipv4/conf/default/forwarding", `ipv4/conf/${link}/forwarding`]
+    ? ["ipv4/ip_forward", ...["default", ...links].map((link) => `ipv4/conf/${link}/forwarding`)]
     : ["ipv6/conf/all/forwarding"];
 }
 
@@ -100,18 +100,19 @@ async function advertisedUplinks(root: string): Promise<string[]> {
 /**
  * Switches forwarding on for pods' families where it is off, as the ptp plugin does with each new pod. What it may not or
  * should not write is a finding.
+ * @param links that pods' packets come by
  */
 export async function applyForwarding(
   root: string,
   podFamilies: ReadonlySet<Family>,
-  link: string,
+  links: readonly string[],
   findings: Findings,
   perform: Perform,
 ): Promise<void> {
   const off: string[] = [];
   let why = "";
   for (const family of podFamilies)
-    for (const name of forwardingOf(family, link)) {
+    for (const name of forwardingOf(family, links)) {
       const path = join(root, name);
       if ((await readIfThere(path))?.trim() !== "0") continue;
       const uplinks = family === "ipv6" ? await advertisedUplinks(root) : [];

@@ -41,10 +41,30 @@ export interface OwnSettings {
   podCidrFile: { path: string; content: string | undefined } | undefined;
 }
 
+// ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
+const podLink = /^veth[0-9a-f]{8}$/;
+
 /** The links that are the node's own, not the tunnel's and not pods'. */
 export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: string): T[] {
-  // ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
-  return links.filter((link) => link.name !== tunnel && !/^veth[0-9a-f]{8}$/.test(link.name));
+  return links.filter((link) => link.name !== tunnel && !podLink.test(link.name));
+}
+
+/**
+ * The links that have to forward what comes by them: from pods, by the tunnel, and from outside.
+ * @param addresses of the node
+ */
+export function forwardingLinks(
+  links: readonly NodeLink[],
+  tunnel: string,
+  addresses: readonly string[],
+  routes: readonly { prefix: string; dev: string }[],
+): string[] {
+  const outward = new Set(routes.flatMap(({ prefix, dev }) => (prefix.endsWith("/0") ? dev : [])));
+  const inward = ({ name }: NodeLink) => name === tunnel || podLink.test(name);
+  const atNode = (link: NodeLink) => link.addresses.some((entry) => addresses.includes(entry.address));
+  return links
+    .filter((link) => inward(link) || outward.has(link.name) || atNode(link))
+    .map(({ name }) => name);
 }
 
 /** The links that match, by name or, with a `*` at its end, by how it begins. */
