@@ -130,6 +130,31 @@ function others(): Promise<NodeState[]> {
 
 const gateway = { v4: "172.30.0.1", v6: "fd30::1" };
 
+/** Drift of our table: the kernel tells of all of it, and each look finds it. */
+const ruleset: Row[] = [
+  ["nftables: table deleted", "nft delete table inet wigglenet"],
+  ["nftables: all flushed", "nft flush ruleset"],
+  ["nftables: chain flushed", "nft flush chain inet wigglenet prerouting"],
+  ["nftables: chain deleted", "nft delete chain inet wigglenet postrouting"],
+  ["nftables: chain that drops", "nft 'chain inet wigglenet prerouting { policy drop; }'"],
+  [
+    "nftables: element removed",
+    ({ remote }) => `nft delete element inet wigglenet nodes-ipv4 { ${remote.v4} }`,
+  ],
+  ["nftables: prefix removed", ({ pods }) => `nft delete element inet wigglenet remote-ipv6 { ${pods.v6} }`],
+  ["nftables: element added", "nft add element inet wigglenet remote-ipv4 { 198.51.100.0/24 }"],
+  ["nftables: set flushed", "nft flush set inet wigglenet remote-ipv4"],
+  ["nftables: rule added", "nft insert rule inet wigglenet postrouting counter drop"],
+  [
+    "nftables: rule deleted",
+    "nft delete rule inet wigglenet prerouting handle $(nft -a list chain inet wigglenet prerouting | grep comment | grep -m1 -o 'handle [0-9]*$' | cut -d' ' -f2)",
+  ],
+  [
+    "nftables: chain and set added",
+    "nft add chain inet wigglenet other; nft 'add set inet wigglenet more { type ipv4_addr; }'; nft add rule inet wigglenet other ip saddr @more drop",
+  ],
+];
+
 /** Of the repairs that the agent was told of, ms. A machine that has much else to do makes single ones late. */
 const times: number[] = [];
 describe("the kernel tells", () => {
@@ -202,6 +227,12 @@ describe("the kernel tells", () => {
             } | ip ${family} -batch -`,
         )
         .join("; "),
+    ],
+    ...ruleset,
+    // As systemctl restart nftables does it, with a file of the host's own rules.
+    [
+      "nftables restarted",
+      `printf '%s\\n' 'flush ruleset' 'table inet filter { chain input { type filter hook input priority 0; }; }' | nft -f -`,
     ],
     [
       "all at once",
@@ -293,30 +324,7 @@ describe("found at the resync", () => {
     ["private key", "wg genkey > /run/key; wg set wigglenet private-key /run/key"],
     ["port", "wg set wigglenet listen-port 24602"],
     ["mark of the tunnel's own packets", "wg set wigglenet fwmark 0x1000000"],
-    ["nftables: table deleted", "nft delete table inet wigglenet"],
-    ["nftables: all flushed", "nft flush ruleset"],
-    ["nftables: chain flushed", "nft flush chain inet wigglenet prerouting"],
-    ["nftables: chain deleted", "nft delete chain inet wigglenet postrouting"],
-    ["nftables: chain that drops", "nft 'chain inet wigglenet prerouting { policy drop; }'"],
-    [
-      "nftables: element removed",
-      ({ remote }) => `nft delete element inet wigglenet nodes-ipv4 { ${remote.v4} }`,
-    ],
-    [
-      "nftables: prefix removed",
-      ({ pods }) => `nft delete element inet wigglenet remote-ipv6 { ${pods.v6} }`,
-    ],
-    ["nftables: element added", "nft add element inet wigglenet remote-ipv4 { 198.51.100.0/24 }"],
-    ["nftables: set flushed", "nft flush set inet wigglenet remote-ipv4"],
-    ["nftables: rule added", "nft insert rule inet wigglenet postrouting counter drop"],
-    [
-      "nftables: rule deleted",
-      "nft delete rule inet wigglenet prerouting handle $(nft -a list chain inet wigglenet prerouting | grep comment | grep -m1 -o 'handle [0-9]*$' | cut -d' ' -f2)",
-    ],
-    [
-      "nftables: chain and set added",
-      "nft add chain inet wigglenet other; nft 'add set inet wigglenet more { type ipv4_addr; }'; nft add rule inet wigglenet other ip saddr @more drop",
-    ],
+    ...ruleset,
     ["CNI file deleted", `rm ${cniFile}`],
     ["CNI file edited", `sed -i s/wigglenet/other/ ${cniFile}`],
     ["CNI file emptied", `: > ${cniFile}`],

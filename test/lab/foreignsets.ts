@@ -7,6 +7,7 @@ import { type Backend, diffFirewall, observeFirewall } from "../../src/host/fire
 import { perform } from "../../src/host/run.ts";
 import { plan } from "../../src/plan/desired.ts";
 import { crowd, input } from "../../src/plan/fixtures/input.ts";
+import { foreignSets } from "./foreignrules.ts";
 
 export interface ForeignSets {
   /** Milliseconds of processor time that the programs took for the look at what is there, and for the change. */
@@ -45,17 +46,6 @@ async function measure() {
     cost: { joins: joins.cost, leaves: leaves.cost },
     lines: { joins: joins.lines, leaves: leaves.lines },
   };
-}
-
-/** As of a tool that keeps lists of addresses: a /30 each, in two sets. */
-function foreignSets(count: number): string {
-  const prefix = (n: number) => `${11 + (n >> 22)}.${(n >> 14) & 255}.${(n >> 6) & 255}.${(n << 2) & 255}/30`;
-  // Not adjacent: nft would make one interval of two.
-  const half = (from: number) => Array.from({ length: count / 2 }, (_, n) => prefix(from + 2 * n)).join(", ");
-  return `table inet others {
-    set first { type ipv4_addr; flags interval; elements = { ${half(0)} }; }
-    set second { type ipv4_addr; flags interval; elements = { ${half(1)} }; }
-  }\n`;
 }
 
 await sync(100);

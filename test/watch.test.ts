@@ -1,0 +1,167 @@
+/**
+ * The host as others use it: rulesets of any size cost the agent nothing, changes by the thousand wake it for nothing, and
+ * what is changed of ours in the middle of them is repaired all the same.
+ */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { version } from "../package.json";
+import { annotationsOf } from "../src/plan/node.ts";
+import { foreignSets, kubeProxyRuleset, kubeProxyService } from "./lab/foreignrules.ts";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import { sleep, until } from "./lab/process.ts";
+import { stateOf } from "./lab/state.ts";
+import { cpuOf, treeOf, watchMemory } from "./lab/usage.ts";
+
+/** Seconds between the looks at everything of the node that looks; for what such a look may cost, see below. */
+const resync = 5;
+
+let lab: Lab;
+/** Its resync is an hour away. */
+let told: LightNode;
+let looking: LightNode;
+
+beforeAll(async () => {
+  const metrics = { ENABLE_METRICS: "1", METRICS_BIND_ADDR: "127.0.0.1:9091" };
+  const nodes = [
+    { env: { RESYNC_PERIOD: "3600", ...metrics } },
+    { env: { RESYNC_PERIOD: String(resync), ...metrics } },
+  ];
+  lab = await Lab.start({ nodes });
+  [told, looking] = lab.nodes as [LightNode, LightNode];
+  await lab.nodes[0]!.pod("p");
+  for (let n = 0; n < 98; n += 1) await join(n);
+  await until(
+    "all of them to be peers",
+    async () => (await peers(told)) === 99 && (await peers(looking)) === 99,
+  );
+}, 60_000);
+afterAll(() => lab[Symbol.asyncDispose]());
+
+/** A node that is no more than its annotations. */
+async function join(n: number): Promise<void> {
+  const addresses = [`172.30.1.${n}`, `fd30::1:${n.toString(16)}`];
+  const annotations = annotationsOf({
+    version,
+    publicKey: Buffer.alloc(32, `peer ${n}`).toString("base64"),
+    podCidrs: [`10.200.${n}.0/24`, `fd00:200:${n.toString(16)}::/64`],
+    addresses,
+    endpoints: addresses,
+  });
+  await lab.controlPlane.api.create({
+    apiVersion: "v1",
+    kind: "Node",
+    metadata: { name: `other-${n}`, annotations },
+  });
+}
+
+async function peers(node: LightNode): Promise<number> {
+  return (await stateOf(node)).wireguard.length - 1;
+}
+
+/** How many passes the agent has made. */
+async function passes(node: LightNode): Promise<number> {
+  const ask = `console.log(await (await fetch("http://127.0.0.1:9091/metrics")).text())`;
+  const answer = await node.namespace.run([process.execPath, "-e", ask]);
+  return Number(/^wigglenet_pass_duration_seconds_count (\d+)/m.exec(answer)?.[1]);
+}
+
+/** Has a program of the node write rules. */
+async function write(node: LightNode, rules: string): Promise<void> {
+  await node.namespace.run(["nft", "-f", "-"], { stdin: rules });
+}
+
+/** Milliseconds of CPU that it takes the agent and its programs to take a node in that joins. */
+async function costOfJoining(node: LightNode, n: number): Promise<number> {
+  const agent = await node.agentPid();
+  const [before, had] = [cpuOf(agent), await peers(node)];
+  await join(n);
+  await until(`${node.name} to have the peer`, async () => (await peers(node)) === had + 1);
+  await quiet(node);
+  return cpuOf(agent) - before;
+}
+
+/** Waits until the agent has made no pass for half a second. */
+async function quiet(node: LightNode): Promise<void> {
+  let last = -1;
+  await until(
+    "no pass",
+    async () => {
+      const now = await passes(node);
+      const same = now === last;
+      last = now;
+      return same;
+    },
+    { every: 500 },
+  );
+}
+
+test("thousands of rules that others change make no pass, and cost nothing", async () => {
+  await write(told, kubeProxyRuleset(500));
+  await quiet(told);
+  const agent = await told.agentPid();
+  const [cpu, before] = [cpuOf(agent), await passes(told)];
+  const begin = performance.now();
+  let n = 500;
+  for (; performance.now() - begin < 5_000; await sleep(50))
+    await write(told, `${Array.from({ length: 50 }, () => kubeProxyService(n++)).join("\n")}\n`);
+  expect({ passes: (await passes(told)) - before }).toEqual({ passes: 0 });
+  const share = (100 * (cpuOf(agent) - cpu)) / (performance.now() - begin);
+  console.log(`${n - 500} Services came in 5 s: ${share.toFixed(1)} % CPU`);
+  expect(share).toBeLessThan(5);
+  await write(told, "delete table ip kube-proxy\n");
+}, 30_000);
+
+const storm = (rules: number) =>
+  `add chain inet storm c\n${Array.from({ length: rules }, (_, n) => `add rule inet storm c ip saddr 10.1.${(n >> 8) & 255}.${n & 255} counter accept comment "${"x".repeat(120)}"`).join("\n")}\n`;
+
+test("drift while others write more than the kernel keeps for a reader is repaired", async () => {
+  const healthy = await stateOf(told);
+  await write(told, "add table inet storm\n");
+  const all = treeOf(await told.agentPid());
+  for (const pid of all) process.kill(pid, "SIGSTOP");
+  await write(told, storm(40_000));
+  await told.$`nft flush set inet wigglenet remote-ipv4`;
+  await told.$`nft delete table inet storm`;
+  expect(await stateOf(told)).not.toEqual(healthy);
+  const begin = performance.now();
+  for (const pid of all) process.kill(pid, "SIGCONT");
+  await until("the repair", async () => Bun.deepEquals(await stateOf(told), healthy), { timeout: 5_000 });
+  expect(performance.now() - begin).toBeLessThan(2_000);
+}, 30_000);
+
+test("programs of the agent that hang hide no drift", async () => {
+  const healthy = await stateOf(told);
+  const [agent, ...others] = treeOf(await told.agentPid());
+  expect(agent).toBeGreaterThan(0);
+  for (const pid of others) process.kill(pid, "SIGSTOP");
+  try {
+    await told.$`nft flush set inet wigglenet remote-ipv4; ip route flush table 24601`;
+    await until("the repair", async () => Bun.deepEquals(await stateOf(told), healthy), { timeout: 5_000 });
+  } finally {
+    for (const pid of others) process.kill(pid, "SIGCONT");
+  }
+}, 30_000);
+
+test("beside 20,000 Services and 200,000 elements of others the agent needs no more than without them", async () => {
+  const without = await costOfJoining(told, 98);
+  const agent = await looking.agentPid();
+  const memory = watchMemory(agent);
+  for (const node of lab.nodes) {
+    await write(node, kubeProxyRuleset(20_000));
+    await write(node, foreignSets(200_000));
+  }
+  await quiet(told);
+  const beside = await costOfJoining(told, 99);
+  const [cpu, before] = [cpuOf(agent), await passes(looking)];
+  await sleep(4 * resync * 1_000);
+  const looks = (await passes(looking)) - before;
+  const each = (cpuOf(agent) - cpu) / looks;
+  const most = await memory.stop();
+  console.log(
+    `a node joins: ${without} ms CPU, beside others' rules ${beside}; ${looks} looks of ${each.toFixed(0)} ms CPU; ${most.toFixed(0)} MB`,
+  );
+  expect(beside).toBeLessThan(without + 100);
+  expect(most).toBeLessThan(160);
+  // One look a minute: 1 % CPU.
+  expect(each).toBeLessThan(600);
+}, 120_000);
