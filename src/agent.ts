@@ -188,21 +188,10 @@ export class Agent {
     }
   }
 
-  /** Something of ours in the firewall was changed in one transaction, by us or by others. */
-  noticedFirewall(): void {
-    if (!this.#host.wroteFirewall()) this.forgetFirewall();
-  }
-
+  /** Somebody else changed something of ours in the firewall, or may have. */
   forgetFirewall(): void {
     this.#host.forgetFirewall();
     this.mark("firewall drift");
-  }
-
-  /** A transaction that nothing was told of, by us or by others. */
-  noticedFlowtable(): void {
-    if (this.#config.flowtable === undefined) return;
-    this.#host.forgetLinks();
-    this.mark("flow table");
   }
 
   /** One pass over all resources. */

@@ -7,6 +7,7 @@ import pino from "pino";
 import { Agent } from "./agent.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config.ts";
+import { Netlink } from "./host/netlink.ts";
 import type { Command } from "./host/run.ts";
 import { families } from "./plan/address.ts";
 import { gatePath } from "./plan/cni.ts";
@@ -45,6 +46,7 @@ afterAll(() => rmSync(procSysNet, { recursive: true }));
 
 const spawn = spyOn(Bun, "spawn");
 const nodes = { complete: true, whole: true, own: {}, ownIsThere: true, others };
+let chains: { mockRestore(): void };
 let agent: Agent;
 beforeAll(async () => {
   spawn.mockImplementation(((argv: string[]) => {
@@ -52,6 +54,10 @@ beforeAll(async () => {
     const [stdout, stderr] = [answer(argv.join(" ")), ""].map((text) => new Blob([text]).stream());
     return { stdout, stderr, exited: Promise.resolve(0), exitCode: 0 };
   }) as unknown as typeof Bun.spawn);
+  chains = spyOn(Netlink, "open").mockReturnValue({
+    dump: () => true,
+    [Symbol.dispose]: () => undefined,
+  } as unknown as Netlink);
   const own = {
     metadata: { name: "own", annotations: {} },
     spec: { podCIDRs: ["10.1.0.0/24", "fd00:1::/64"] },
@@ -89,7 +95,10 @@ beforeAll(async () => {
     expect(written).toContain(word);
   expect(asked).toContain("wg show wigglenet dump");
 });
-afterAll(() => spawn.mockRestore());
+afterAll(() => {
+  spawn.mockRestore();
+  chains.mockRestore();
+});
 
 /** What an nftables set is left with that loses an element: it is flushed and declared again. */
 const redeclared =

@@ -21,7 +21,6 @@ import {
 import { diffDevices, observeDevices } from "./host/flowtable.ts";
 import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
-import { isTold } from "./host/monitor.ts";
 import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { command, type Step, summary } from "./host/run.ts";
 import { applyForwarding, applySysctls } from "./host/sysctls.ts";
@@ -41,9 +40,6 @@ export interface Hands {
   readonly paper: boolean;
 }
 
-/** Milliseconds within which the kernel has told of our own transactions, on the busiest machine. */
-const echo = 10_000;
-
 export class Host {
   readonly #config: Config;
   readonly #hands: Hands;
@@ -62,9 +58,6 @@ export class Host {
   /** In the flow table. */
   #devices: string[] | undefined;
   #backend: Backend | undefined;
-  /** Own transactions that the kernel has not told of, and until when it may. */
-  #untold = 0;
-  #echoUntil = 0;
 
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
@@ -146,13 +139,6 @@ export class Host {
 
   forgetFirewall(): void {
     this.#forgotten.firewall = true;
-  }
-
-  /** Takes one transaction that the kernel tells of for our own; false if we have made none that it has not told of. */
-  wroteFirewall(): boolean {
-    const own = performance.now() < this.#echoUntil && this.#untold > 0;
-    this.#untold = own ? this.#untold - 1 : 0;
-    return own;
   }
 
   forget(): void {
@@ -367,8 +353,6 @@ export class Host {
     reportForeign(this.#findings, observed, this.#config.port);
     this.#translated.report(passedIn(backend, observed));
     const commands = diffFirewall(backend, firewall, observed);
-    this.#untold += commands.filter(isTold).length;
-    this.#echoUntil = performance.now() + echo;
     if (commands.length > 0) this.#devices = this.#hands.paper ? [] : undefined;
     if (commands.length > 0)
       await metrics.firewallSync(backend, () => this.perform("firewall", commands, { backend }));

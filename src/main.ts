@@ -15,7 +15,8 @@ import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
 import { createKernelLink, createLink } from "./host/link.ts";
 import { acquireLock } from "./host/lock.ts";
-import { ipMonitor, monitor, nftMonitor, transactionReader } from "./host/monitor.ts";
+import { ipMonitor, monitor } from "./host/monitor.ts";
+import { FirewallWatch } from "./host/nfnetlink.ts";
 import { installPlugins } from "./host/plugins.ts";
 import { checkPod } from "./host/pod.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
@@ -105,6 +106,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
   const key = hasTunnel(config) ? await ensurePrivateKey(config.privateKeyPath) : undefined;
   if (key?.created)
     log.info({ path: config.privateKeyPath, publicKey: key.publicKey }, "private key created");
+  const firewall = new FirewallWatch();
   const { agent, nodes } = assemble(
     config,
     log,
@@ -112,7 +114,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
     { publicKey: key?.publicKey ?? null, newKey: key?.created ?? false },
     (nodes) => ({
       paper: false,
-      perform,
+      perform: (steps) => firewall.excluding(() => perform(steps)),
       createLink: (name, mode) => createLink(name, mode, log),
       annotate: (annotations) => nodes.annotate(annotations),
     }),
@@ -122,14 +124,15 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
   if (config.metrics)
     serveMetrics(config.metrics, agent, hasTunnel(config) ? config.linkName : undefined, log);
   const gap = () => agent.forget("drift");
-  const firewallChanges = transactionReader(
-    () => agent.noticedFirewall(),
-    () => agent.noticedFlowtable(),
-  );
-  const kernel = [
-    monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal),
-    monitor(nftMonitor, firewallChanges, () => agent.forgetFirewall(), log, stop.signal),
-  ];
+  try {
+    firewall.start(() => agent.forgetFirewall());
+  } catch (error) {
+    log.warn(
+      { error: (error as Error).message },
+      "what others change of the firewall is seen at the resync alone",
+    );
+  }
+  const kernel = [monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal)];
   if (!config.firewallOnly) watchCniFolder(config.cniConfigPath, () => agent.mark("CNI folder"), stop.signal);
   const cluster = nodes.run(stop.signal);
   await Promise.race([Promise.all([...kernel, cluster]), agent.run(stop.signal)]);

@@ -21,6 +21,7 @@ import {
   type Variant,
   variants,
 } from "./iptables.ts";
+import { listChains, type NftChain } from "./nfnetlink.ts";
 import {
   diffRuleset,
   type ObservedRuleset,
@@ -29,7 +30,7 @@ import {
   ruleset,
   settledRuleset,
 } from "./nftables.ts";
-import { $, type Command, CommandError } from "./run.ts";
+import type { Command } from "./run.ts";
 
 export type Backend = "nftables" | `iptables-${Variant}`;
 
@@ -48,7 +49,7 @@ export interface ObservedFirewall {
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
 export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): Promise<Backend> {
-  const nft = (await listChains()) !== undefined;
+  const nft = listChains() !== undefined;
   if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
   if (!nft) return "iptables-legacy";
   return (await legacyTables()).includes("mangle") && (await kubernetesUsesLegacy())
@@ -57,9 +58,10 @@ export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): 
 }
 
 export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
-  const [listed, sets] = await Promise.all([listChains(), observeSets()]);
+  const listed = listChains();
   const names = new Set(listed?.map(({ family, table, name }) => `${family} ${table} ${name}`));
-  const [ruleset, nftChains] = await Promise.all([
+  const [sets, ruleset, nftChains] = await Promise.all([
+    observeSets(),
     listed && observeRuleset(),
     listed && observeChains("nft", names),
   ]);
@@ -88,22 +90,8 @@ export async function observeFirewall(backend: Backend): Promise<ObservedFirewal
   return observed;
 }
 
-interface NftChainEntry {
-  family: string;
-  table: string;
-  name: string;
-  hook?: string;
-  policy?: string;
-}
-
-/** Parses `nft -j list chains`: that lists no rule, so that rules which this nft cannot read do no harm. */
-export function parseChains(output: string): NftChainEntry[] {
-  const { nftables } = JSON.parse(output) as { nftables: { chain?: NftChainEntry }[] };
-  return nftables.flatMap(({ chain }) => chain ?? []);
-}
-
 /** The base chains at input and forward that drop, or that firewalld has. */
-export function closedChains(chains: readonly NftChainEntry[]): string[] {
+export function closedChains(chains: readonly NftChain[]): string[] {
   return chains.flatMap((chain) => {
     // A bridge has a forward hook too, and ARP an input.
     if (!/^(ip6?|inet) (input|forward)$/.test(`${chain.family} ${chain.hook}`)) return [];
@@ -189,16 +177,6 @@ function wantedChains(
     ...(backend === `iptables-${variant}` ? chains(desired) : []),
     ...(dropping.includes(variant) ? acceptingChains(desired) : []),
   ];
-}
-
-/** All chains of nftables, undefined where the kernel has none of it. */
-async function listChains(): Promise<NftChainEntry[] | undefined> {
-  try {
-    return parseChains(await $`nft -j list chains`);
-  } catch (error) {
-    if (error instanceof CommandError && /not supported|No such file/i.test(error.stderr)) return undefined;
-    throw error;
-  }
 }
 
 /** Tables of iptables-legacy that are in use: to ask that program would make them. */

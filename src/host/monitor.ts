@@ -5,7 +5,6 @@ import { type Route, tunnelTable } from "../plan/desired.ts";
 import { markBit } from "../plan/firewall.ts";
 import { matches } from "../plan/own.ts";
 import { protocol } from "./routes.ts";
-import type { Command } from "./run.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
 export type Signal = "none" | "links" | "everything";
@@ -89,48 +88,7 @@ function place(table: string, prefix: string, unreachable: boolean): string {
   return `${table} ${prefix} ${unreachable}`;
 }
 
-const ofOurs = new RegExp(
-  [
-    "\\binet wigglenet\\b|\\bWIGGLENET-",
-    // Elements of a set that this nft lost sight of, as when its table was made anew.
-    "unknown set",
-    // A jump to one of our chains, possibly: a deletion tells but a handle.
-    "^delete rule ip6? (filter|mangle|nat) (INPUT|FORWARD|PREROUTING|POSTROUTING)\\b",
-    // Its policy.
-    "^add chain ip6? filter FORWARD\\b",
-  ].join("|"),
-);
-
-/** Whether `nft monitor` tells of a transaction; of flow tables it does not before 1.1.4. */
-export function isTold({ argv, stdin = "" }: Command): boolean {
-  const [program = ""] = argv;
-  return (
-    program.endsWith("-nft-restore") || (program === "nft" && /^(?!\w+ flowtable )/m.test(stdin.trimEnd()))
-  );
-}
-
-/**
- * Reads `nft monitor`, which ends each transaction with the number of the new generation.
- * @param ours told of each one that had something of ours in it, in either backend
- * @param silent told of each one of which there is nothing to read, as it was about flow tables
- */
-export function transactionReader(ours: () => void, silent: () => void): (line: string) => void {
-  let concerned = false;
-  let heard = false;
-  return (line) => {
-    if (line.startsWith("# new generation")) {
-      if (concerned) ours();
-      else if (!heard) silent();
-      concerned = heard = false;
-    } else if (!/^\w+ flowtable /.test(line)) {
-      concerned ||= ofOurs.test(line);
-      heard = true;
-    }
-  };
-}
-
 export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule", "netconf"];
-export const nftMonitor = ["nft", "monitor"];
 
 /** Runs until `signal` aborts; a monitor that ends is started again, and what it missed is made up for. */
 export async function monitor(

@@ -95,11 +95,11 @@ export async function introduction(program: string): Promise<string> {
   return (await run({ kind: "run", argv: [program] }, timeLimit)).stderr;
 }
 
-async function run({ argv, stdin }: Command, limit: number): Promise<{ stdout: string; stderr: string }> {
+async function run({ argv, stdin }: Command, limit: number) {
   const begin = performance.now();
   const child = start(argv, stdin, limit);
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  if (child.exitCode === 0) return { stdout, stderr };
+  if (child.exitCode === 0) return { pid: child.pid, stdout, stderr };
   if (performance.now() - begin >= limit) throw new CommandError(argv, { timeLimit: limit, stderr });
   if (child.exitCode === null) throw new CommandError(argv, { signal: String(child.signalCode), stderr });
   throw new CommandError(argv, { exitCode: child.exitCode, stderr });
@@ -123,12 +123,16 @@ function start(argv: string[], stdin: string | undefined, limit: number) {
   }
 }
 
-/** Carries steps out in order and stops at the first that fails. */
-export async function perform(steps: readonly Step[]): Promise<void> {
+/**
+ * Carries steps out in order and stops at the first that fails.
+ * @returns the process IDs of the programs that were run
+ */
+export async function perform(steps: readonly Step[]): Promise<number[]> {
+  const pids: number[] = [];
   for (const step of steps) {
     switch (step.kind) {
       case "run":
-        await execute(step);
+        pids.push((await run(step, timeLimit)).pid);
         break;
       case "write":
         await put(step.path, step.mode, holding(step.content, step.mode));
@@ -144,6 +148,7 @@ export async function perform(steps: readonly Step[]): Promise<void> {
         break;
     }
   }
+  return pids;
 }
 
 /** Creates a file with its content on disk, atomically; a file that is already there is left and is an error. */

@@ -6,7 +6,7 @@ import { readIfThere } from "./files.ts";
 import { $, type Step, whyNot } from "./run.ts";
 
 export type SysctlStep = Extract<Step, { kind: "sysctl" }>;
-type Perform = (steps: Step[]) => Promise<void>;
+type Perform = (steps: Step[]) => Promise<unknown>;
 
 const byHand =
   "set them in /etc/sysctl.d, or give the agent a PROC_SYS_NET_PATH that is the host's and writable";

@@ -1,5 +1,6 @@
 /** What a process costs together with all that it started and that still runs, as the kernel counts it: proc(5). */
-import { readFileSync } from "node:fs";
+import { readFileSync, readlinkSync } from "node:fs";
+import { basename } from "node:path";
 import { costOf, memoryOf } from "../bench/process.ts";
 import { sleep } from "./process.ts";
 
@@ -15,26 +16,36 @@ export function cpuOf(pid: number): number {
   return costs.reduce((sum, cost) => sum + (cost ? cost.own + cost.children : 0), 0);
 }
 
-/** Follows the resident memory of all of them. `stop` gives the most that they had together at any time, in megabytes. */
-export function watchMemory(pid: number): { stop: () => Promise<number> } {
-  let most = 0;
+/**
+ * Follows the resident memory of all of them. `stop` gives the most that they had together at any time, in megabytes, and
+ * who had it.
+ */
+export function watchMemory(pid: number): { stop: () => Promise<{ most: number; whose: string }> } {
+  let result = { most: 0, whose: "" };
   let going = true;
   const watching = (async () => {
     for (; going; await sleep(20)) {
-      const each = treeOf(pid).map((one) => ifRuns(() => memoryOf(one))?.resident || 0);
-      most = Math.max(
-        most,
-        each.reduce((sum, megabytes) => sum + megabytes, 0),
-      );
+      const each = treeOf(pid).flatMap((one) => memoryOfOne(one, pid));
+      const most = each.reduce((sum, [, megabytes]) => sum + megabytes, 0);
+      const whose = each.map(([name, megabytes]) => `${name} ${megabytes.toFixed(0)}`).join(", ");
+      if (most > result.most) result = { most, whose };
     }
   })();
   return {
     stop: async () => {
       going = false;
       await watching;
-      return most;
+      return result;
     },
   };
+}
+
+function memoryOfOne(pid: number, parent: number): [name: string, megabytes: number][] {
+  const executable = (of: number) => ifRuns(() => readlinkSync(`/proc/${of}/exe`));
+  // A child that is not its own program yet has its parent's memory, not as much again.
+  if (pid !== parent && executable(pid) === executable(parent)) return [];
+  const resident = ifRuns(() => memoryOf(pid))?.resident;
+  return resident ? [[basename(executable(pid) ?? ""), resident]] : [];
 }
 
 function readIfRuns(path: string): string | undefined {
