@@ -118,7 +118,7 @@ async function repaired(healthy: NodeState): Promise<void> {
     now = await stateOf(told);
     return Bun.deepEquals(now, healthy);
   };
-  await until("the repair", same, { timeout: 5_000 }).catch(() => expect(now).toEqual(healthy));
+  await until("the repair", same, { timeout: 6_000 }).catch(() => expect(now).toEqual(healthy));
 }
 
 const storm = (rules: number) =>
@@ -139,17 +139,52 @@ test("drift while others write more than the kernel keeps for a reader is repair
   expect(performance.now() - begin).toBeLessThan(2_000);
 }, 30_000);
 
-test("programs of the agent that hang hide no drift", async () => {
-  const healthy = await stateOf(told);
-  const [agent, ...others] = treeOf(await told.agentPid());
-  expect(agent).toBeGreaterThan(0);
-  for (const pid of others) process.kill(pid, "SIGSTOP");
-  try {
-    await told.$`nft flush set inet wigglenet remote-ipv4; ip route flush table 24601`;
+/** The agent's `ip monitor`. */
+async function monitors(): Promise<number[]> {
+  return await until("ip monitor to run", async () => {
+    const [, ...others] = treeOf(await told.agentPid());
+    return others.length > 0 && others;
+  });
+}
+
+const flushed = "nft flush set inet wigglenet remote-ipv4; ip route flush table 24601";
+
+test.each(["SIGSTOP", "SIGKILL"] as const)(
+  "a monitor that gets %s hides no drift",
+  async (signal) => {
+    const healthy = await stateOf(told);
+    for (const pid of await monitors()) process.kill(pid, signal);
+    await told.$`/bin/sh -ec ${flushed}`;
     await repaired(healthy);
-  } finally {
-    for (const pid of others) process.kill(pid, "SIGCONT");
-  }
+  },
+  30_000,
+);
+
+test("drift amid more routes of others than a monitor can follow is repaired", async () => {
+  const healthy = await stateOf(told);
+  const routes = (verb: string) =>
+    Array.from({ length: 40_000 }, (_, n) => `route ${verb} 10.${n >> 8}.${n & 255}.0/24 dev lo table 77`);
+  const all = treeOf(await told.agentPid());
+  for (const pid of all) process.kill(pid, "SIGSTOP");
+  await told.namespace.ip(...routes("add"));
+  await told.$`/bin/sh -ec ${flushed}`;
+  await told.namespace.ip(...routes("delete"));
+  for (const pid of all) process.kill(pid, "SIGCONT");
+  await repaired(healthy);
+}, 30_000);
+
+test("drift before a monitor listens is repaired", async () => {
+  const healthy = await stateOf(told);
+  const late = '#!/bin/sh\ncase "$*" in *monitor*) sleep 2;; esac\nexec /sbin/ip "$@"\n';
+  await told.$`/bin/sh -ec ${`mkdir -p /run/late; printf %s '${late}' > /run/late/ip; chmod +x /run/late/ip`}`;
+  await told.stopAgent();
+  told.startAgent({ PATH: "/run/late:/usr/sbin:/usr/bin:/sbin:/bin" });
+  await told.inSync();
+  await told.$`/bin/sh -ec ${flushed}`;
+  await repaired(healthy);
+  await told.stopAgent();
+  told.startAgent();
+  await told.inSync();
 }, 30_000);
 
 test("beside 20,000 Services and 200,000 elements of others the agent needs no more than without them", async () => {
