@@ -4,6 +4,7 @@ import { parseAddress } from "../plan/address.ts";
 import { type Route, tunnelTable } from "../plan/desired.ts";
 import { markBit } from "../plan/firewall.ts";
 import { matches } from "../plan/own.ts";
+import { messages, Netlink, protocol as netlink } from "./netlink.ts";
 import { protocol } from "./routes.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
@@ -90,7 +91,24 @@ function place(table: string, prefix: string, unreachable: boolean): string {
 
 export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule", "netconf"];
 
-/** Runs until `signal` aborts; a monitor that ends is started again, and what it missed is made up for. */
+/** The multicast groups of rtnetlink(7) whose messages `ip monitor` shows by these words, IPv4 and IPv6, one line each. */
+const groupsOf: Record<string, readonly number[]> = {
+  link: [1],
+  address: [5, 9],
+  route: [7, 11],
+  rule: [8, 19],
+  netconf: [24, 25],
+};
+
+/** Milliseconds that a monitor may take to show what the kernel told. */
+const patience = 1_000;
+
+/**
+ * Runs `ip monitor` until `signal` aborts. It overflows, hangs, dies and starts late without a word: what the kernel
+ * tells is counted by a socket of our own as well, and a monitor that has shown less, and shows nothing more, is
+ * replaced.
+ * @param onGap told when events may have been missed
+ */
 export async function monitor(
   argv: string[],
   onLine: (line: string) => void,
@@ -98,27 +116,70 @@ export async function monitor(
   log: Logger,
   signal: AbortSignal,
 ): Promise<void> {
-  for (let wait = 1_000; !signal.aborted; wait = Math.min(wait * 2, 60_000)) {
+  let socket: Netlink | undefined;
+  try {
+    socket = Netlink.open(
+      netlink.route,
+      argv.flatMap((word) => groupsOf[word] ?? []),
+    );
+  } catch (error) {
+    log.warn({ error: (error as Error).message }, "whether ip monitor shows everything cannot be told");
+  }
+  for (let wait = 100; !signal.aborted; wait = Math.min(wait * 2, 60_000)) {
     const from = performance.now();
+    let why: string;
     try {
-      await watch(argv, onLine, signal);
+      why = await watch(argv, onLine, socket, signal);
     } catch (error) {
       if (!signal.aborted)
         log.warn({ argv, error: (error as Error).message }, "cannot be started: the resync alone repairs");
       return;
     }
     if (signal.aborted) return;
-    // Its socket overflowed in a burst, most likely; one that ends again and again cannot read what others wrote.
-    if (performance.now() - from > 60_000) wait = 1_000;
-    log.debug({ argv, wait }, "a monitor ended; starting it again");
+    // One that fails again and again cannot keep up with what others write.
+    if (performance.now() - from > 60_000) wait = 100;
+    log.debug({ argv, wait, why }, "a monitor has missed events, or may have; starting it again");
     await Bun.sleep(wait);
+    socket?.drain(() => undefined);
     onGap();
   }
 }
 
-async function watch(argv: string[], onLine: (line: string) => void, signal: AbortSignal): Promise<void> {
+/** @returns why it is to be started again */
+async function watch(
+  argv: string[],
+  onLine: (line: string) => void,
+  socket: Netlink | undefined,
+  signal: AbortSignal,
+): Promise<string> {
   const child = Bun.spawn(argv, { stdin: "ignore", stdout: "pipe", stderr: "pipe", signal });
-  await Promise.all([readLines(child.stdout, onLine), readLines(child.stderr, onLine), child.exited]);
+  let why: string | undefined;
+  let [shown, told] = [0, 0];
+  let before = { shown, told };
+  const end = (reason: string) => {
+    why ??= reason;
+    child.kill("SIGKILL");
+  };
+  const timer = setInterval(() => {
+    const whole = socket?.drain((datagram) => {
+      for (const _ of messages(datagram)) told += 1;
+    });
+    if (whole === false) end("the kernel told more than it could keep");
+    else if (shown < before.told && shown === before.shown) end(`it showed ${shown} of ${told} changes`);
+    before = { shown, told };
+  }, patience);
+  try {
+    const lines = readLines(child.stdout, (line) => {
+      shown += 1;
+      onLine(line);
+    });
+    // It has nothing to say there but that events were lost.
+    const errors = readLines(child.stderr, (line) => end(line.slice(0, 200)));
+    await Promise.all([lines, errors, child.exited]);
+  } finally {
+    clearInterval(timer);
+  }
+  return why ?? "it ended";
 }
 
 async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
@@ -127,6 +188,6 @@ async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: stri
   for await (const chunk of stream) {
     const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
     rest = pieces.pop() ?? "";
-    for (const piece of pieces) onLine(piece);
+    for (const piece of pieces) if (piece !== "") onLine(piece);
   }
 }
