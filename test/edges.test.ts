@@ -1,5 +1,6 @@
 /** Paths that a simple overlay gets wrong: services, hostPorts, NAT, masquerade, and addresses that nobody has. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { nthAddress } from "../src/plan/address.ts";
 import { annotation } from "../src/plan/node.ts";
 import { Lab } from "./lab/lab.ts";
 import { cniFile, type LightNode } from "./lab/lightnode.ts";
@@ -195,7 +196,9 @@ describe("a UDP server of a node, in the host's network", () => {
   });
 
   test("but at the gateway of the node's pods, from which the answers come, all in the cluster do", async () => {
-    const gateway = { ipv4: "10.244.0.1", ipv6: "fd00:10:244::1" };
+    // Which node gets which pod CIDR is the controller manager's choice.
+    const [ipv4, ipv6] = (await n1.podCIDRs()).map((cidr) => nthAddress(cidr, 1n));
+    const gateway = { ipv4: ipv4!, ipv6: ipv6! };
     expect(await heard(() => any, gateway)).toEqual(all().filter((line) => !line.startsWith("outside")));
   });
 
