@@ -1,0 +1,133 @@
+/** Routes and rules that others put on a node of the overlay: pods' packets arrive, and what catches them is named. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Lab } from "./lab/lab.ts";
+import type { LightNode } from "./lab/lightnode.ts";
+import type { Host } from "./lab/namespace.ts";
+import type { Pod } from "./lab/pod.ts";
+import { until } from "./lab/process.ts";
+import { stateOf } from "./lab/state.ts";
+
+let lab: Lab;
+let node: LightNode, other: LightNode;
+let pod: Pod, neighbour: Pod, remote: Pod;
+/** All ways that pass a table of `node`: between pods of it, to and from another node and its pods. */
+let pairs: [Host, Host][];
+/** Pod CIDRs of `other`, IPv4 first. */
+let cidrs: string[];
+
+beforeAll(async () => {
+  lab = await Lab.start({ nodes: 2, env: { RESYNC_PERIOD: "3600" } });
+  [node, other] = lab.nodes as [LightNode, LightNode];
+  [pod, neighbour, remote] = await Promise.all([node.pod("p"), node.pod("q"), other.pod("p")]);
+  await lab.greeted();
+  await lab.shakeHands([pod, remote]);
+  cidrs = ipv4First(await other.podCIDRs());
+  pairs = [
+    [pod, remote],
+    [remote, pod],
+    [pod, neighbour],
+    [node, remote],
+    [node, pod],
+    [remote, node],
+    [pod, other],
+  ];
+}, 60_000);
+afterAll(() => lab?.[Symbol.asyncDispose]());
+
+const ipv4First = (values: string[]) =>
+  values.toSorted((a, b) => Number(a.includes(":")) - Number(b.includes(":")));
+const gateway = { ipv4: "172.30.0.1", ipv6: "fd30::1" };
+
+/** For both families: what stands in braces is replaced by that family's value. */
+function inBoth(script: string): string {
+  const [v4 = "", v6 = ""] = cidrs;
+  const values = [
+    { ip: "ip -4", remote: v4, pod: remote.addresses.ipv4!, node: node.addresses.ipv4!, via: gateway.ipv4 },
+    { ip: "ip -6", remote: v6, pod: remote.addresses.ipv6!, node: node.addresses.ipv6!, via: gateway.ipv6 },
+  ];
+  return values
+    .map((of) => script.replaceAll(/\{(\w+)\}/g, (_, name: keyof typeof of) => of[name]))
+    .join("\n");
+}
+
+const rulesOf = async (of: LightNode) => (await stateOf(of)).rules;
+
+test("the order of rules: marked packets, remote pods, own pods, then what others have", async () => {
+  const [own4 = "", own6 = ""] = ipv4First(await node.podCIDRs());
+  const of = (family: string, own: string) => [
+    `${family} 0:\tfrom all lookup local`,
+    `${family} 2459:\tfrom all fwmark 0x1000000/0x1000000 lookup 24601 proto 246`,
+    `${family} 2460:\tfrom all lookup 24600 proto 246`,
+    `${family} 2461:\tfrom all to ${own} lookup main proto 246`,
+    `${family} 32766:\tfrom all lookup main`,
+  ];
+  expect(await rulesOf(node)).toEqual([
+    ...of("-4", own4),
+    "-4 32767:\tfrom all lookup default",
+    ...of("-6", own6),
+  ]);
+});
+
+describe("packets arrive in spite of", () => {
+  test.each<[title: string, harm: string, undo: string]>([
+    [
+      "a route for one pod of another node",
+      "{ip} route add {pod} via {via} dev eth0",
+      "{ip} route delete {pod} via {via} dev eth0",
+    ],
+    [
+      "a route of better metric for a remote pod CIDR (cilium#16539)",
+      "{ip} route add {remote} via {via} dev eth0 metric 20",
+      "{ip} route delete {remote} via {via} dev eth0 metric 20",
+    ],
+    ["a blackhole for it", "{ip} route add blackhole {pod}", "{ip} route delete blackhole {pod}"],
+    [
+      "nm-cloud-setup's rule and table (calico#4662, rke2#1053)",
+      `{ip} route add default via {via} dev eth0 table 30400
+       {ip} rule add from {node} lookup 30400 priority 30400
+       {ip} rule add lookup 30400 priority 30401`,
+      `{ip} rule delete priority 30400; {ip} rule delete priority 30401; {ip} route flush table 30400`,
+    ],
+    [
+      "a rule for all that is right after ours",
+      "{ip} route add default via {via} dev eth0 table 77; {ip} rule add lookup 77 priority 2462",
+      "{ip} rule delete priority 2462; {ip} route flush table 77",
+    ],
+    [
+      "a strict rp_filter everywhere",
+      'for file in /proc/sys/net/ipv4/conf/*/rp_filter; do case $file in */wigglenet/*) ;; *) echo 1 > "$file";; esac; done',
+      "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter",
+    ],
+  ])("%s", async (_, harm, undo) => {
+    await node.$`/bin/sh -ec ${inBoth(harm)}`;
+    expect(await lab.unreached(pairs)).toEqual([]);
+    await node.$`/bin/sh -ec ${inBoth(undo)}`;
+  });
+});
+
+/** Deletes one of our rules while others' are there, and waits until the rules are as they were. */
+describe("the order holds", () => {
+  test.each<[title: string, foreign: string]>([
+    ["alone", ""],
+    ["with a foreign rule at each of the priorities", "2459 2460 2461"],
+    ["with foreign rules before and after", "2458 2462"],
+  ])("after each rule is deleted: %s", async (_, priorities) => {
+    const foreign = priorities.split(" ").filter(Boolean);
+    for (const priority of foreign)
+      await node.$`/bin/sh -ec ${inBoth(`{ip} rule add from {node} lookup 77 priority ${priority}`)}`;
+    const ours = async () => (await rulesOf(node)).filter((line) => line.endsWith("proto 246"));
+    const all = async () => (await rulesOf(node)).toSorted();
+    const [before, everything] = [await ours(), await all()];
+    for (const priority of [2459, 2460, 2461]) {
+      await node.$`/bin/sh -ec ${inBoth(`{ip} rule delete priority ${priority} protocol 246`)}`;
+      await until(`rule ${priority} to be back`, async () => (await ours()).length === before.length, {
+        why: async () => (await rulesOf(node)).join("\n"),
+      });
+      expect(await ours()).toEqual(before);
+      expect(await all()).toEqual(everything);
+    }
+    for (const priority of foreign)
+      await node.$`/bin/sh -ec ${inBoth(`{ip} rule delete from {node} priority ${priority}`)}`;
+    expect(await lab.unreached(pairs)).toEqual([]);
+  });
+});
