@@ -13,6 +13,7 @@ import { readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
+import type { UnderlayRoutes } from "./host/underlay.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import { leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "./inputs.ts";
 import * as metrics from "./metrics.ts";
@@ -20,7 +21,7 @@ import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
-import { type KnownAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./plan/identity.ts";
+import { type KnownAddresses, nodeAddresses, publishedAddresses } from "./plan/identity.ts";
 import { annotationsOf, mostClaims, type NodeObject } from "./plan/node.ts";
 import { forwardingLinks, matchingLinks, nodeLinks, ownPodRanges } from "./plan/own.ts";
 import type { PodRange } from "./plan/pods.ts";
@@ -171,7 +172,7 @@ export class Agent {
 
   /** What is known of the node may be wrong: the next pass observes everything. */
   forget(reason: string): void {
-    this.#host.forget();
+    this.#host.forget(reason !== "resync");
     this.mark(reason);
   }
 
@@ -204,11 +205,9 @@ export class Agent {
 
     const links = await host.attempt("links", () => host.links());
     if (links === undefined) return;
-    const routes = config.firewallOnly
-      ? undefined
-      : await host.attempt("look at routes", () => host.routes());
-    if (!config.firewallOnly && routes === undefined) return;
-    const podRanges = await this.#ownPodRanges(node, links, routes);
+    const underlay = await host.attempt("look at the main table", () => host.underlay.main());
+    if (underlay === undefined) return;
+    const podRanges = await this.#ownPodRanges(node, links, underlay.gateways);
     if (podRanges === undefined) return;
     const own = {
       name: config.nodeName,
@@ -222,7 +221,7 @@ export class Agent {
 
     // Only then, as the others begin to send as soon as they read it: into a tunnel that is not there, they would lose
     // what reaches this node without one.
-    if (!(await this.#sync(own, links))) return;
+    if (!(await this.#sync(own, links, underlay))) return;
     const podCidrs = podRanges.map((range) => range.subnet);
     const wanted = annotationsOf({ ...own, version: this.#version, podCidrs });
     const before = node.metadata.annotations ?? {};
@@ -245,7 +244,11 @@ export class Agent {
   }
 
   /** @returns whether the tunnel stands, if there should be one */
-  async #sync(own: Parameters<typeof plan>[0]["own"], links: readonly Link[]): Promise<boolean> {
+  async #sync(
+    own: Parameters<typeof plan>[0]["own"],
+    links: readonly Link[],
+    underlay: UnderlayRoutes,
+  ): Promise<boolean> {
     const host = this.#host;
     const config = this.#config;
     const nativeRouting = config.firewallOnly ? { ipv4: true, ipv6: true } : config.nativeRouting;
@@ -257,20 +260,23 @@ export class Agent {
     const routes = await host.attempt("look at routes", () => host.routes());
     if (routes === undefined) return false;
     const flowtable = this.#flowtable(links);
+    const nodes = [...this.#nodes.others.values()];
+    const input = {
+      links,
+      tunnel: config.linkName,
+      endpoints: own.endpoints,
+      nodes,
+      families: config.tunnelFamilies,
+    };
+    const mtu = await host.attempt("look at the underlay", () => host.underlay.mtu(input));
+    if (mtu === undefined) return false;
     const planned = plan({
       own,
-      nodes: [...this.#nodes.others.values()],
+      nodes,
       settings: { ...config, nativeRouting, flowtable },
-      underlayMtu: underlayMtu({
-        links,
-        tunnel: config.linkName,
-        endpoints: own.endpoints,
-        routes: routes.underlay,
-        nodes: this.#nodes.others.values(),
-        families: config.tunnelFamilies,
-      }),
+      underlayMtu: mtu,
       standing: this.#standing ?? standing({ peers: new Map() }),
-      underlay: routes.underlay,
+      underlay,
       departed: this.#departedClaims(routes, own.podRanges),
       reserved: this.#reserved,
       whole: this.#nodes.whole,
@@ -279,16 +285,20 @@ export class Agent {
     const present = typeof tunnel === "object" ? tunnel.peers : new Map();
     const desired = this.#nodes.whole
       ? planned
-      : retain(planned, { ...routes, routes: routes.own, peers: present });
+      : retain(planned, {
+          routes: routes.own,
+          rules: routes.rules.filter((rule) => rule.ours),
+          peers: present,
+        });
     if (tunnel !== undefined) this.#standing = desired.standing;
     this.#problems.report(desired.problems);
     this.#count(desired, own.podRanges);
-    this.#expected = expectation(config.linkName, desired.routes, config.flowtable?.devices);
+    this.#expected = expectation(config.linkName, desired, underlay.gateways, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (host.backend) metrics.setBuildInfo(this.#version, host.backend);
     await host.forwarding(
       new Set(own.podRanges.map((range) => familyOf(range.subnet))),
-      forwardingLinks(links, config.linkName, own.endpoints, routes.underlay),
+      forwardingLinks(links, config.linkName, own.endpoints, underlay.defaultLinks),
     );
     const { cni } = desired;
     if (cni !== undefined && !config.firewallOnly)
@@ -323,10 +333,9 @@ export class Agent {
   async #ownPodRanges(
     node: NodeObject,
     links: readonly Link[],
-    routes: ObservedRoutes | undefined,
+    gateways: readonly string[],
   ): Promise<PodRange[] | undefined> {
     const { podCidrSourcePath: path, podCidrSource } = this.#config;
-    const gateways = (routes?.underlay ?? []).flatMap((route) => route.via ?? []);
     const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
     const compute = async () => {
       const podCidrFile = fromFile ? { path, content: await readIfThere(path) } : undefined;

@@ -21,9 +21,10 @@ import {
 import { diffDevices, observeDevices } from "./host/flowtable.ts";
 import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
-import { diffRoutes, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
+import { diffRoutes, guardsOf, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { command, type Step, summary } from "./host/run.ts";
 import { applyForwarding, applySysctls } from "./host/sysctls.ts";
+import { Underlay } from "./host/underlay.ts";
 import { diffIdentity, diffPeers, namedIn, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
 import type { Family } from "./plan/address.ts";
@@ -65,8 +66,9 @@ export class Host {
    * What the next pass has to observe anew. The pass that is under way may still be looking, or writing down what it
    * has done: it would put back what it knew from before the change.
    */
-  #forgotten = { links: false, firewall: false, rest: false };
+  #forgotten = { links: false, firewall: false, rest: false, lost: false };
   readonly #failures: Failures;
+  readonly underlay: Underlay;
   readonly greeter: Greeter;
   /** What the last pass brought the node to, if all of it succeeded that pods need. */
   #applied: Desired | undefined;
@@ -98,6 +100,7 @@ export class Host {
       newKey,
       log,
     });
+    this.underlay = new Underlay(options.config.linkName, options.config.families);
   }
 
   /** How often in a row the worst of the resources failed; 0 if all work. */
@@ -122,6 +125,7 @@ export class Host {
   /** A pass begins; what the last one did not try any more has no failure left. */
   begin(why: string): void {
     this.why = why;
+    this.underlay.begin(this.#forgotten);
     if (this.#forgotten.links) this.#links = undefined;
     if (this.#forgotten.firewall) this.#firewall = undefined;
     if (this.#forgotten.links || this.#forgotten.firewall) this.#devices = undefined;
@@ -129,7 +133,7 @@ export class Host {
       this.#tunnel = undefined;
       this.#routes = undefined;
     }
-    this.#forgotten = { links: false, firewall: false, rest: false };
+    this.#forgotten = { links: false, firewall: false, rest: false, lost: false };
     this.#failures.begin();
   }
 
@@ -141,8 +145,9 @@ export class Host {
     this.#forgotten.firewall = true;
   }
 
-  forget(): void {
-    this.#forgotten = { links: true, firewall: true, rest: true };
+  /** @param lost whether something changed, or may have; else it is a resync */
+  forget(lost: boolean): void {
+    this.#forgotten = { links: true, firewall: true, rest: true, lost: lost || this.#forgotten.lost };
   }
 
   async links(): Promise<Link[]> {
@@ -215,13 +220,7 @@ export class Host {
           return true;
         })
       : tunnel === "none";
-    // A route to a peer that is not there would lead nowhere, and to take one away might cut what works: only the
-    // guards go in.
-    const guards = {
-      routes: desired.routes.filter((route) => route.type === "unreachable"),
-      ruleFamilies: [],
-    };
-    const changes = diffRoutes(linkName, peered ? desired : guards, observed);
+    const changes = diffRoutes(linkName, peered ? desired : guardsOf(linkName, desired, observed), observed);
     const routed = await this.attempt("routes to add", async () => {
       this.#routes = undefined;
       await this.perform("routes added", changes.add);
@@ -309,7 +308,7 @@ export class Host {
     const { linkName, cniConfigPath } = this.#config;
     const steps = diffCni(cniConfigPath, undefined, await observeCni(cniConfigPath));
     await this.perform("CNI file removed", steps);
-    const nothing = { routes: [], ruleFamilies: [] };
+    const nothing = { routes: [], rules: [] };
     const observed = await this.routes();
     await this.perform("routes removed", diffRoutes(linkName, nothing, observed).remove);
     this.#routes = settledRoutes(nothing, observed);

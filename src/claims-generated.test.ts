@@ -7,7 +7,7 @@ import { diffPeers, standing, type Tunnel } from "./host/wireguard.ts";
 import { hostPrefix, overlaps } from "./plan/address.ts";
 import { type Desired, plan } from "./plan/desired.ts";
 import { annotations } from "./plan/fixtures/annotations.ts";
-import { input, line } from "./plan/fixtures/input.ts";
+import { input, line, underlay } from "./plan/fixtures/input.ts";
 import { annotationsOf, fromAnnotations, fromNode, type NodeRecord, saysAll } from "./plan/node.ts";
 import { podRange } from "./plan/pods.ts";
 
@@ -46,12 +46,7 @@ const peerRecords = peers.map((peer) =>
 );
 const context = input({
   own: { ...own, podRanges: own.podCidrs.map((prefix) => podRange(prefix, [])) },
-  underlay: ["172.30.0.0/24", "fd30::/64", "0.0.0.0/0", "::/0"].map((prefix) => ({
-    prefix,
-    via: undefined,
-    dev: "eth0",
-    metric: 0,
-  })),
+  underlay: underlay({ onLink: ["172.30.0.0/24", "fd30::/64"] }),
   reserved: ["172.30.0.1"],
 });
 
@@ -119,7 +114,7 @@ function held({ tunnel, routes, ruleset }: State): [prefix: string, holder: stri
 test("10,000 times three bad annotations: nothing throws, and real peers keep what is theirs, untouched", () => {
   const nothing: State = {
     tunnel: { publicKey: own.publicKey, port: 24601, marked: false, peers: new Map() },
-    routes: { own: [], strange: [], underlay: [], ruleFamilies: [], strangeRules: [] },
+    routes: { own: [], strange: [], rules: [] },
     ruleset: undefined,
     desired: undefined,
   };

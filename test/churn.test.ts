@@ -30,7 +30,7 @@ async function known(prefix: string): Promise<void> {
   await until(
     `every node to know ${prefix}`,
     async () => {
-      const routes = await Promise.all(lab.nodes.map((node) => node.$`ip route show ${prefix}`));
+      const routes = await Promise.all(lab.nodes.map((node) => node.$`ip route show table all ${prefix}`));
       return routes.every(({ stdout }) => stdout.includes(prefix));
     },
     { timeout: 40_000 },

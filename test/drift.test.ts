@@ -13,7 +13,7 @@ import { type NodeState, stateOf } from "./lab/state.ts";
 interface Scene {
   /** The node that is harmed. */
   node: LightNode;
-  /** A remote pod CIDR, in the main table by the tunnel. */
+  /** A remote pod CIDR, in table 24600 by the tunnel. */
   pods: { v4: string; v6: string };
   /** Its node's addresses, in table 24601 by the tunnel. */
   remote: { v4: string; v6: string };
@@ -178,14 +178,24 @@ describe("the kernel tells", () => {
     ["all addresses removed", "ip address flush dev wigglenet"],
     ["foreign IPv4 address on the own link", "ip address add 192.0.2.99/32 dev wigglenet"],
     ["foreign IPv6 address on the own link", "ip address add 2001:db8::99/64 dev wigglenet"],
-    ["IPv4 pod CIDR's route removed", ({ pods }) => `ip route delete ${pods.v4} dev wigglenet`],
-    ["IPv6 pod CIDR's route removed", ({ pods }) => `ip -6 route delete ${pods.v6} dev wigglenet`],
+    ["IPv4 pod CIDR's route removed", ({ pods }) => `ip route delete ${pods.v4} dev wigglenet table 24600`],
+    [
+      "IPv6 pod CIDR's route removed",
+      ({ pods }) => `ip -6 route delete ${pods.v6} dev wigglenet table 24600`,
+    ],
     ["IPv4 node address's route removed", ({ remote }) => `ip route delete ${remote.v4} table 24601`],
     ["IPv6 node address's route removed", ({ remote }) => `ip -6 route delete ${remote.v6} table 24601`],
+    ["table 24600 flushed", "ip route flush table 24600; ip -6 route flush table 24600"],
     ["table 24601 flushed", "ip route flush table 24601; ip -6 route flush table 24601"],
     ["all own routes flushed", "ip route flush table all proto 246; ip -6 route flush table all proto 246"],
-    ["IPv4 route taken by a foreign one", ({ pods }) => `ip route replace ${pods.v4} via ${gateway.v4}`],
-    ["IPv6 route taken by a foreign one", ({ pods }) => `ip -6 route replace ${pods.v6} via ${gateway.v6}`],
+    [
+      "IPv4 route taken by a foreign one",
+      ({ pods }) => `ip route replace ${pods.v4} via ${gateway.v4} table 24600`,
+    ],
+    [
+      "IPv6 route taken by a foreign one",
+      ({ pods }) => `ip -6 route replace ${pods.v6} via ${gateway.v6} table 24600`,
+    ],
     [
       "IPv4 route in table 24601 taken by a foreign one",
       ({ remote }) => `ip route replace ${remote.v4} dev eth0 table 24601`,
@@ -207,15 +217,29 @@ describe("the kernel tells", () => {
     ["IPv4 default route in table 24601", `ip route add default via ${gateway.v4} table 24601 proto 246`],
     ["IPv6 default route in table 24601", `ip -6 route add default via ${gateway.v6} table 24601 proto 246`],
     ["extra IPv4 route in a table of others", "ip route add 198.51.100.1 dev eth0 table 77 proto 246"],
-    ["IPv4 guard removed", ({ pods }) => `ip route delete unreachable ${pods.v4} metric 4096`],
-    ["IPv6 guard removed", ({ pods }) => `ip -6 route delete unreachable ${pods.v6} metric 4096`],
-    ["IPv4 rule removed", "ip rule delete priority 24601"],
-    ["IPv6 rule removed", "ip -6 rule delete priority 24601"],
+    ["IPv4 guard removed", ({ pods }) => `ip route delete unreachable ${pods.v4} table 24600 metric 4096`],
+    ["IPv6 guard removed", ({ pods }) => `ip -6 route delete unreachable ${pods.v6} table 24600 metric 4096`],
+    ["own IPv4 pod CIDR's guard removed", "ip route flush type unreachable proto 246"],
+    ["own IPv6 pod CIDR's guard removed", "ip -6 route flush type unreachable proto 246"],
+    ["extra IPv4 route on the own link, not of our protocol", "ip route add 198.51.100.0/24 dev wigglenet"],
+    ["extra IPv6 route on the own link", "ip -6 route add 2001:db8:1::/64 dev wigglenet proto static"],
+    [
+      "extra IPv4 exception",
+      ({ pods }) => `ip route add throw ${pods.v4.replace("0/", "7/").split("/")[0]} table 24600 proto 246`,
+    ],
+    ["IPv4 rule removed", "ip rule delete priority 2459"],
+    ["IPv6 rule removed", "ip -6 rule delete priority 2459"],
+    ["IPv4 rule of remote pods removed", "ip rule delete priority 2460"],
+    ["IPv6 rule of own pods removed", "ip -6 rule delete priority 2461"],
+    [
+      "version 1.0.0's rule",
+      "ip rule add fwmark 0x1000000/0x1000000 lookup 24601 priority 24601 protocol 246",
+    ],
     ["extra IPv4 rule", "ip rule add from 198.51.100.0/24 lookup 77 priority 300 protocol 246"],
     ["extra IPv6 rule", "ip -6 rule add from 2001:db8::/64 lookup 77 priority 300 protocol 246"],
     ["extra rule by mark", "ip rule add fwmark 0x7/0xff lookup 77 priority 300 protocol 246"],
     ["extra rule without a table", "ip rule add from 198.51.100.0/24 prohibit priority 300 protocol 246"],
-    ["extra rule in the own one's place", "ip rule add fwmark 0x7 lookup main priority 24601 protocol 246"],
+    ["extra rule in the own one's place", "ip rule add fwmark 0x7 lookup main priority 2459 protocol 246"],
     // systemd#19106: networkd, when it restarts, removes the rules that it did not make.
     [
       "all rules but the kernel's removed",
@@ -237,8 +261,8 @@ describe("the kernel tells", () => {
     [
       "all at once",
       ({ pods, own }) =>
-        `ip route flush table all proto 246; ip -6 rule delete priority 24601; ip address delete ${own.v6} dev wigglenet
-         ip -6 route replace ${pods.v6} via ${gateway.v6}; ip link set wigglenet down mtu 1300`,
+        `ip route flush table all proto 246; ip -6 rule delete priority 2460; ip address delete ${own.v6} dev wigglenet
+         ip -6 route replace ${pods.v6} via ${gateway.v6} table 24600; ip link set wigglenet down mtu 1300`,
     ],
   ])("%s", async (_, harm) => {
     times.push(await repaired(told, harm));

@@ -161,12 +161,13 @@ test("a dead address of an on-link pod CIDR: nobody is sent the packet", async (
 });
 
 test("a node that was deleted from the cluster, but runs, is still reached at its address in its pod CIDR", async () => {
-  const { stdout } = await whole.$`ip -6 route show dev wigglenet`;
+  const { stdout } = await whole.$`ip -6 route show table 24600 dev wigglenet`;
   expect(stdout).toContain("2001:db8:3::/80 ");
   await lab.controlPlane.api.remove(`/api/v1/nodes/${first.name}`);
   await until(
     "whole to have no route to first's pods",
-    async () => !(await whole.$`ip -6 route show dev wigglenet`).stdout.includes("2001:db8:3::/80 "),
+    async () =>
+      !(await whole.$`ip -6 route show table 24600 dev wigglenet`).stdout.includes("2001:db8:3::/80 "),
   );
   // How else would its kubelet register it again, with an API server on one of these nodes?
   expect(await lab.unreached([whole, first], { families: ["ipv6"], protocols: ["tcp"] })).toEqual([]);
@@ -217,7 +218,7 @@ describe("by file", () => {
     );
     await until("the CNI file to have it", () => byFile.read(cniFile)!.includes("10.62.0.0/24"));
     await until("whole to have a route", async () =>
-      (await whole.$`ip route`).stdout.includes("10.62.0.0/24 dev wigglenet"),
+      (await whole.$`ip route show table 24600`).stdout.includes("10.62.0.0/24 dev wigglenet"),
     );
 
     await byFile.write(file, `${right}\n10.62.0.0/24\n10.62.7.0/24\n`);

@@ -309,8 +309,9 @@ describe("an address that nobody has", () => {
     const none = Object.fromEntries(Object.values(annotation).map((name) => [name, null]));
     await lab.controlPlane.api.patch(`/api/v1/nodes/${n4.name}`, { metadata: { annotations: none } });
     const guarded = async (node: LightNode) => {
-      const { stdout } = await node.$`ip route show type unreachable; ip -6 route show type unreachable`;
-      const { stdout: tunnel } = await node.$`ip route show dev wigglenet; ip -6 route show dev wigglenet`;
+      const { stdout } = await node.$`ip route show table 24600; ip -6 route show table 24600`;
+      const { stdout: tunnel } =
+        await node.$`ip route show table 24600 dev wigglenet; ip -6 route show table 24600 dev wigglenet`;
       return cidrs.every((cidr) => stdout.includes(`unreachable ${cidr} `) && !tunnel.includes(cidr));
     };
     await until("all to guard the pod CIDRs of n4", async () =>
@@ -322,7 +323,8 @@ describe("an address that nobody has", () => {
     await reached();
     await lab.removeNode(n4);
     const left = async (node: LightNode) => {
-      const { stdout } = await node.$`ip route show dev wigglenet; ip -6 route show dev wigglenet`;
+      const { stdout } =
+        await node.$`ip route show table 24600 dev wigglenet; ip -6 route show table 24600 dev wigglenet`;
       return cidrs.every((cidr) => !stdout.includes(cidr));
     };
     await until("all to notice that n4 left", async () =>

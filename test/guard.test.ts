@@ -45,7 +45,9 @@ describe("nothing in the clear", () => {
     const fresh = await lab.addNode({}, { agent: false });
     const [ipv4 = "", ipv6 = ""] = await fresh.podCIDRs();
     await until("the others to know of it", async () =>
-      (await nodes[0].namespace.run(["ip", "route", "show", "type", "unreachable"])).includes(ipv4),
+      (await nodes[0].namespace.run(["ip", "route", "show", "table", "all", "type", "unreachable"])).includes(
+        ipv4,
+      ),
     );
     const first = [ipv4.replace(/0\/24$/, "2"), ipv6.replace(/\/64$/, "2")];
     const streams = await Promise.all(

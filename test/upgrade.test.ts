@@ -14,6 +14,7 @@ import { fileIdentity, stateOf } from "./lab/state.ts";
 
 const privateKey = "/etc/wigglenet/private.key";
 const migration = commandBlocks("docs/migration.md");
+const back = migration.find(({ text }) => text.includes("nft delete table"))!;
 
 /** A pod on each node; from here on agents have nothing to do. */
 async function podPerNode(lab: Lab): Promise<Pod[]> {
@@ -44,13 +45,23 @@ async function sessions(node: LightNode): Promise<string[]> {
 /** What of ours the other implementation would not keep up to date. */
 async function traces(node: LightNode): Promise<string[]> {
   const { stdout } = await node.$`for family in -4 -6; do
-    ip $family rule show priority 24601
-    ip $family route show table 24601
-    ip $family route show type unreachable
+    ip $family rule show protocol 246
+    ip $family route show table all protocol 246
   done
   nft list table inet wigglenet | grep fully-random || true`.nothrow();
   return stdout.split("\n").filter(Boolean);
 }
+
+/** Routes and rules as version 1.0.0 had them: all but those of marked packets in the main table. */
+const asVersion1 = `for family in -4 -6; do
+  ip $family route show table 24600 dev wigglenet | while read -r prefix rest; do
+    ip $family route replace unreachable $prefix metric 4096 proto 246
+    ip $family route replace $prefix dev wigglenet proto 246
+  done
+  ip $family rule add fwmark 0x1000000/0x1000000 lookup 24601 priority 24601 protocol 246
+  for priority in 2460 2461 2459; do ip $family rule delete priority $priority protocol 246; done
+  ip $family route flush table 24600
+done`;
 
 test(
   "an upgrade of all agents to the next version and back: nothing lost, nothing written but the version",
@@ -104,7 +115,7 @@ describe("of three nodes", () => {
       const before = await sessions(second);
       for (const [index, node] of [second, third].entries()) {
         await node.stopAgent();
-        await node.$`/bin/bash -c ${migration.at(-1)!.text}`;
+        await node.$`/bin/bash -c ${back.text}`;
         await go[index]!.sync();
       }
       expect(await traces(second)).toEqual([]);
@@ -120,7 +131,13 @@ describe("of three nodes", () => {
       expect([second.read(privateKey), await annotation(second, "public-key")]).toEqual(key);
       expect(fileIdentity(second, privateKey)).toBe(keyFile);
       expect(await sessions(second)).toEqual(before);
-      expect(changes(second)).toEqual(["CNI file", "firewall", "own Node annotated", "routes added"]);
+      expect(changes(second)).toEqual([
+        "CNI file",
+        "firewall",
+        "own Node annotated",
+        "routes added",
+        "routes removed",
+      ]);
       expect(changes(nodes[0], from).filter((what) => /peers|link|key/.test(what))).toEqual([]);
       const { cni, nftables } = await stateOf(second);
       expect(cni.target).toBeUndefined();
@@ -140,6 +157,25 @@ describe("of three nodes", () => {
       await third.inSync(20_000);
     },
     180_000 * patience,
+  );
+
+  test(
+    "a node that version 1.0.0 set up is taken over: nothing lost, nothing stale",
+    async () => {
+      const [first] = nodes;
+      const [a, b] = pods;
+      const before = await stateOf(first);
+      const running = await probes([a, b]);
+      await first.stopAgent();
+      await first.$`/bin/bash -ec ${asVersion1}`;
+      expect((await stateOf(first)).rules).not.toEqual(before.rules);
+      first.startAgent();
+      await first.inSync(20_000);
+      expect(changes(first)).toEqual(["routes added", "routes removed"]);
+      expect(await stateOf(first)).toEqual(before);
+      expect(await running.lost()).toEqual([]);
+    },
+    60_000 * patience,
   );
 
   test(

@@ -124,7 +124,7 @@ test("the hardened unit sees and repairs every drift, without a word of the resy
   };
   const before = await state();
   await node.$`nft flush chain inet wigglenet forward`;
-  await node.$`ip rule delete priority 24601; ip -6 route flush table 24601`;
+  await node.$`ip rule delete priority 2459; ip -6 route flush table 24601`;
   await until("firewall, rule and routes to be back", async () => Bun.deepEquals(await state(), before));
   await node.$`echo 1 > ${acceptDad}; ip link delete wigglenet`;
   await until("the link to be back, with its peer", async () => Bun.deepEquals(await state(), before));
@@ -205,10 +205,8 @@ test("uninstall leaves the data path, and says what would remove it; --purge doe
   const left = [
     "ip link show dev wigglenet",
     "nft list table inet wigglenet",
-    "ip rule show priority 24601",
-    "ip -6 rule show priority 24601",
-    "ip route show proto 246",
-    "ip -6 route show proto 246",
+    "ip rule show proto 246; ip -6 rule show proto 246",
+    "ip route show table all proto 246; ip -6 route show table all proto 246",
     `ls ${cniFile} ${settings} /etc/wigglenet/private.key /run/wigglenet`,
   ];
   for (const command of left)

@@ -1,11 +1,12 @@
 /** What the kernel tells of changes, by `ip monitor`, and which of them are drift. */
 import type { Logger } from "pino";
 import { parseAddress } from "../plan/address.ts";
-import { type Route, tunnelTable } from "../plan/desired.ts";
-import { markBit } from "../plan/firewall.ts";
+import { PrefixIndex } from "../plan/lookup.ts";
 import { matches } from "../plan/own.ts";
+import { lastPriority, type Route, type Rule } from "../plan/routes.ts";
 import { messages, Netlink, protocol as netlink } from "./netlink.ts";
-import { protocol } from "./routes.ts";
+import { protocol } from "./rules.ts";
+import { gatewaysIn } from "./underlay.ts";
 
 /** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
 export type Signal = "none" | "links" | "everything";
@@ -15,34 +16,45 @@ export interface Expectation {
   link: string;
   /** Place of each own route: table, prefix, and whether it is unreachable. */
   places: ReadonlySet<string>;
-  /** Whether routes of the underlay matter, as copies of them are among ours. */
-  followsUnderlay: boolean;
+  /** Priority and text of each own rule. */
+  rules: ReadonlySet<string>;
+  /** Whether it is a gateway that is not known, and that lies in a pod CIDR. */
+  newGateway: (address: string) => boolean;
   /** Links whose flows are offloaded, by name or how it begins. */
   devices: readonly string[];
 }
 
+/**
+ * @param desired of a plan
+ * @param gateways that the plan knew
+ */
 export function expectation(
   link: string,
-  routes: readonly Route[],
+  desired: { routes: readonly Route[]; rules: readonly Rule[] },
+  gateways: readonly string[],
   devices: readonly string[] = [],
 ): Expectation {
+  const known = new Set(gateways);
+  const podCidrs = new PrefixIndex(desired.routes.filter((route) => route.type === "unreachable"));
   return {
     link,
     devices,
     places: new Set(
-      routes.map((route) =>
-        place(route.type === "tunnel" ? route.table : "main", route.prefix, route.type === "unreachable"),
-      ),
+      desired.routes.map(({ table, prefix, type }) => place(table, prefix, type === "unreachable")),
     ),
-    followsUnderlay: routes.some((route) => route.type === "underlay"),
+    rules: new Set(desired.rules.map(({ priority, text }) => `${priority} ${text}`)),
+    newGateway: (text) => {
+      if (known.has(text)) return false;
+      const address = parseAddress(text);
+      if (address !== undefined && !known.has(address) && podCidrs.longest(address)) return true;
+      // A router that learns a full BGP table tells of the same few again and again.
+      known.add(text);
+      return false;
+    },
   };
 }
 
-const ownRule = new RegExp(
-  `^${tunnelTable}:\\s+from all fwmark ${markBit}/${markBit} lookup ${tunnelTable}\\b`,
-);
-
-/** Reads one line of `ip -o monitor label link address route rule netconf`. */
+/** Reads one line of `ip -N -o monitor label link address route rule netconf`. */
 export function classify(line: string, expected: Expectation): Signal {
   const match = /^\[(LINK|ADDR|ROUTE|RULE|NETCONF)\](Deleted )?(.*)$/.exec(line);
   if (match === null) return "none";
@@ -53,10 +65,7 @@ export function classify(line: string, expected: Expectation): Signal {
     const ofLink = /^inet \S+ forwarding off $/.test(text);
     return ofLink || ["all", "default", expected.link].includes(place) ? "links" : "none";
   }
-  if (label === "RULE") {
-    if (ownRule.test(text)) return deleted ? "everything" : "none";
-    return text.includes(`proto ${protocol}`) && !deleted ? "everything" : "none";
-  }
+  if (label === "RULE") return classifyRule(text, deleted !== undefined, expected);
   if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
   const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
   // Its routes stay whatever becomes of its addresses.
@@ -66,30 +75,52 @@ export function classify(line: string, expected: Expectation): Signal {
     return label === "LINK" && expected.devices.some((device) => matches(name, device)) ? "links" : "none";
   const lost = deleted !== undefined || (label === "LINK" && !/<[^>]*\bUP\b[^>]*>/.test(text));
   // A link that went down, or that lost its last address, has lost its IPv4 routes without a word.
-  return lost && (name === expected.link || expected.followsUnderlay) ? "everything" : "links";
+  return lost && name === expected.link ? "everything" : "links";
+}
+
+function classifyRule(text: string, deleted: boolean, expected: Expectation): Signal {
+  const [, priority, rule, ofProtocol] = /^(\d+):\s+(.*?)(?: proto (\d+))?\s*$/.exec(text) ?? [];
+  if (expected.rules.has(`${priority} ${rule}`)) return deleted ? "everything" : "none";
+  if (ofProtocol === protocol) return deleted ? "none" : "everything";
+  // A foreign rule ahead of ours may take packets from us, or has ceased to.
+  return Number(priority) <= lastPriority ? "everything" : "none";
 }
 
 function classifyRoute(text: string, deleted: boolean, expected: Expectation): Signal {
   const [first = "", second = ""] = text.split(" ");
-  const unreachable = first === "unreachable";
-  const table = / table (\S+)/.exec(text)?.[1] ?? "main";
-  const destination = /^\w+$/.test(first) ? second : first;
+  // Of all types but the usual one its number comes first.
+  const type = /^\d+$/.test(first) ? first : undefined;
+  const table = / table (\d+)/.exec(text)?.[1] ?? "main";
+  const destination = type === undefined ? first : second;
   const prefix = parseAddress(destination)
     ? `${destination}/${destination.includes(":") ? 128 : 32}`
     : destination;
-  const wanted = expected.places.has(place(table, prefix, unreachable));
+  const wanted = expected.places.has(place(table, prefix, type === "7"));
   if (text.includes(` proto ${protocol} `)) return wanted === deleted ? "everything" : "none";
   // A foreign route in the place of one of ours has taken it.
   if (wanted && !deleted) return "everything";
-  const underlay = table === "main" && !/ dev (veth|lo )/.test(text);
-  return expected.followsUnderlay && underlay ? "everything" : "none";
+  if (table !== "main" || deleted) return "none";
+  // With 2 the kernel has those of the link's addresses; no one else's lead anywhere by our link.
+  if (text.includes(` dev ${expected.link} `) && !text.includes(" proto 2 ")) return "everything";
+  return gatewaysIn(text).some(expected.newGateway) ? "everything" : "none";
 }
 
 function place(table: string, prefix: string, unreachable: boolean): string {
   return `${table} ${prefix} ${unreachable}`;
 }
 
-export const ipMonitor = ["ip", "-o", "monitor", "label", "link", "address", "route", "rule", "netconf"];
+export const ipMonitor = [
+  "ip",
+  "-N",
+  "-o",
+  "monitor",
+  "label",
+  "link",
+  "address",
+  "route",
+  "rule",
+  "netconf",
+];
 
 /** The multicast groups of rtnetlink(7) whose messages `ip monitor` shows by these words, IPv4 and IPv6, one line each. */
 const groupsOf: Record<string, readonly number[]> = {

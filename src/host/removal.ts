@@ -22,7 +22,7 @@ export async function removal(of: { link: string; cniConfigPath: string; files: 
   const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));
   return [
     ...diffCni(of.cniConfigPath, undefined, cni),
-    ...diffRoutes(of.link, { routes: [], ruleFamilies: [] }, routes).remove,
+    ...diffRoutes(of.link, { routes: [], rules: [] }, routes).remove,
     ...removeFirewall(firewall),
     // A wireguard-go that serves it ends with it.
     ...(ours ? [command`ip link delete dev ${of.link}`] : []),

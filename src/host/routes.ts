@@ -1,125 +1,126 @@
-/** Routes and rules of the overlay. All carry our protocol number; nothing else is ever removed. */
+/** Routes of the overlay. All carry our protocol number; beside them only what is on our own link is ever removed. */
 import {
   compareAddresses,
   type Family,
-  families,
   familyOf,
+  hostPrefix,
   parseAddress,
   parsePrefix,
 } from "../plan/address.ts";
-import { type Route, routeKey, tunnelTable, type UnderlayRoute, unreachableMetric } from "../plan/desired.ts";
-import { markBit } from "../plan/firewall.ts";
-import { $, batch, type Command } from "./run.ts";
-
-/** Of routes (rt_protos) and rules that are ours. */
-export const protocol = "246";
+import {
+  nodeTable,
+  podTable,
+  type Route,
+  type Rule,
+  routeKey,
+  routePlace,
+  type Table,
+  unreachableMetric,
+} from "../plan/routes.ts";
+import { diffRules, familyFlag, type ObservedRule, observeRules, protocol, settledRules } from "./rules.ts";
+import { $, batch, type Command, CommandError } from "./run.ts";
 
 export interface ObservedRoutes {
   own: Route[];
-  /** Routes of ours that no plan asks for: an unknown metric, a link that is not the tunnel's. As `ip` takes them. */
+  /**
+   * Routes that no plan asks for: of ours those of an unknown metric or place, and those of others in the main table that lead
+   * into our link, as version 1.0.0 and the Go implementation had theirs there. As `ip` takes them.
+   */
   strange: string[];
-  underlay: UnderlayRoute[];
-  /** Families that have our rule. */
-  ruleFamilies: Family[];
-  /** Rules with our protocol that are not our rule, as `ip` takes them. */
-  strangeRules: string[];
+  /** All rules, others' too, in the order of the kernel, IPv4 first. */
+  rules: ObservedRule[];
 }
 
 interface IpRoute {
   type?: string;
   dst: string;
-  gateway?: string;
-  via?: { host?: string };
   dev?: string;
   table?: string;
   protocol?: string;
   metric?: number;
   tos?: string;
-  nexthops?: { gateway?: string; via?: { host?: string }; dev: string }[];
 }
 
-interface IpRule {
-  priority: number;
-  src?: string;
-  fwmark?: string;
-  fwmask?: string;
-  table?: string;
-  protocol?: string;
-}
-
-const flag: Record<Family, string> = { ipv4: "-4", ipv6: "-6" };
-
-/** @param present families that the kernel has; of another `ip rule show` fails */
+/**
+ * What the kernel has of ours; it filters, so that others' routes cost nothing, however many they are.
+ * @param present families that the kernel has
+ */
 export async function observeRoutes(link: string, present: readonly Family[]): Promise<ObservedRoutes> {
-  const [routes, rules] = await Promise.all([
-    Promise.all(
-      families.map(
-        async (family) => [family, await $`ip ${flag[family]} -j -d route show table all`] as const,
-      ),
-    ),
-    Promise.all(
-      families.map(
-        async (family) =>
-          [family, present.includes(family) ? await $`ip ${flag[family]} -j -d rule show` : "[]"] as const,
-      ),
-    ),
-  ]);
-  return parseRoutes(
-    link,
-    Object.fromEntries(routes) as Record<Family, string>,
-    Object.fromEntries(rules) as Record<Family, string>,
+  const each = await Promise.all(
+    present.map(async (family): Promise<ObservedRoutes> => {
+      const flag = familyFlag[family];
+      const [ours, onLink, rules] = await Promise.all([
+        $`ip ${flag} -j -N -d route show table all proto ${protocol}`,
+        $`ip ${flag} -j -N -d route show table main dev ${link}`.catch(withoutLink),
+        observeRules(family),
+      ]);
+      return { ...parseRoutes(link, family, ours, onLink), rules };
+    }),
+  );
+  return {
+    own: each.flatMap(({ own }) => own),
+    strange: each.flatMap(({ strange }) => strange),
+    rules: each.flatMap(({ rules }) => rules),
+  };
+}
+
+function withoutLink(error: unknown): string {
+  if (error instanceof CommandError && error.stderr.includes("Cannot find device")) return "";
+  throw error;
+}
+
+/**
+ * Parses `ip -j -N -d route show` of one family.
+ * @param ours of `table all proto 246`
+ * @param onLink of `table main dev wigglenet`
+ */
+export function parseRoutes(
+  link: string,
+  family: Family,
+  ours: string,
+  onLink: string,
+): Pick<ObservedRoutes, "own" | "strange"> {
+  const own: Route[] = [];
+  const strange: string[] = [];
+  for (const entry of parseJson(ours)) {
+    const prefix = prefixOf(entry.dst, family);
+    if (prefix === undefined) continue;
+    const route = ownRoute(entry, prefix, link);
+    if (route) own.push(route);
+    else strange.push(strangeRoute(entry, prefix, protocol));
+  }
+  for (const entry of parseJson(onLink)) {
+    const prefix = prefixOf(entry.dst, family);
+    // With 2 the kernel has those of the link's addresses.
+    if (prefix !== undefined && entry.protocol !== protocol && entry.protocol !== "2")
+      strange.push(strangeRoute({ ...entry, dev: link }, prefix, entry.protocol ?? "3"));
+  }
+  return { own, strange };
+}
+
+/**
+ * What is right while the peers are not there: a route to them would lead nowhere, and to take one away might cut what
+ * works. Only what guards goes in, and does not hide the ways that an earlier version left.
+ */
+export function guardsOf(link: string, desired: DesiredRoutes, observed: ObservedRoutes): DesiredRoutes {
+  return {
+    routes: desired.routes.filter((route) => route.type !== "tunnel"),
+    rules: leadsByMain(link, observed) ? [] : desired.rules,
+  };
+}
+
+/** Whether the main table leads to remote pods, as version 1.0.0 and the Go implementation had it. */
+function leadsByMain(link: string, { own, strange }: ObservedRoutes): boolean {
+  return (
+    own.some((route) => route.type === "tunnel" && route.table === "main") ||
+    strange.some((words) => words.includes(` dev ${link} table main`))
   );
 }
 
-/** Parses `ip -j -d route show table all` and `ip -j -d rule show` of each family. */
-export function parseRoutes(
-  link: string,
-  routes: Record<Family, string>,
-  rules: Record<Family, string>,
-): ObservedRoutes {
-  const result: ObservedRoutes = { own: [], strange: [], underlay: [], ruleFamilies: [], strangeRules: [] };
-  for (const family of families) {
-    for (const entry of parseJson<IpRoute>(routes[family])) {
-      const prefix = prefixOf(entry.dst, family);
-      if (prefix === undefined) continue;
-      const table = entry.table ?? "main";
-      if (entry.protocol === protocol) {
-        const route = ownRoute(entry, prefix, table, link);
-        if (route) result.own.push(route);
-        else result.strange.push(strangeRoute(entry, prefix, table));
-      } else if (table === "main" && (entry.type ?? "unicast") === "unicast") {
-        const way = entry.nexthops?.[0] ?? entry;
-        if (way.dev)
-          result.underlay.push({
-            prefix,
-            via: way.gateway ?? way.via?.host,
-            dev: way.dev,
-            metric: entry.metric ?? 0,
-          });
-      }
-    }
-    for (const entry of parseJson<IpRule>(rules[family])) {
-      if (isOurRule(entry) && !result.ruleFamilies.includes(family)) result.ruleFamilies.push(family);
-      else if (entry.protocol === protocol) {
-        // One that prohibits, for example, has none.
-        const table = entry.table ? ` lookup ${entry.table}` : "";
-        const mark = entry.fwmark ? ` fwmark ${entry.fwmark}${entry.fwmask ? `/${entry.fwmask}` : ""}` : "";
-        result.strangeRules.push(
-          `${flag[family]} priority ${entry.priority}${mark}${table} protocol ${protocol}`,
-        );
-      }
-    }
-  }
-  return result;
-}
-
-/** Whether a rule sends all that is marked, and nothing else, to our table. */
-function isOurRule(entry: IpRule): boolean {
-  const { priority, src, fwmark, fwmask = markBit, table, protocol: _, ...others } = entry;
-  const marked = fwmark === markBit && fwmask === markBit && src === "all";
-  const known = priority === Number(tunnelTable) && table === tunnelTable;
-  // Such as `not`, `iif` or `suppress_prefixlength`.
-  return marked && known && Object.keys(others).length === 0;
+/** What `diffRoutes` needs of a plan. */
+export interface DesiredRoutes {
+  routes: readonly Route[];
+  rules: readonly Rule[];
 }
 
 export interface RouteChanges {
@@ -127,53 +128,31 @@ export interface RouteChanges {
   remove: Command[];
 }
 
-export function diffRoutes(
-  link: string,
-  desired: { routes: readonly Route[]; ruleFamilies: readonly Family[] },
-  observed: ObservedRoutes,
-): RouteChanges {
+/** Adds routes, then the rules that lead to them; removes rules, then routes. */
+export function diffRoutes(link: string, desired: DesiredRoutes, observed: ObservedRoutes): RouteChanges {
   const present = new Set(observed.own.map(routeKey));
   const wanted = new Set(desired.routes.map(routeKey));
   const missing = desired.routes.filter((route) => !present.has(routeKey(route)));
   const surplus = observed.own.filter((route) => !wanted.has(routeKey(route)));
   // A way that changed is replaced in its place by the addition: deleting the old text would take the new one's place.
-  const replaced = new Set(missing.map(place));
-  const rule = (verb: string, family: Family) => [
-    "ip",
-    ...`${flag[family]} rule ${verb} fwmark ${markBit}/${markBit} lookup ${tunnelTable} priority ${tunnelTable} protocol ${protocol}`.split(
-      " ",
-    ),
-  ];
-  const run = (argv: string[]): Command => ({ kind: "run", argv });
-  const deletions = (words: readonly string[]) =>
-    words.map((text) => {
-      const [family = "", ...rest] = text.split(" ");
-      return run(["ip", family, "rule", "delete", ...rest]);
-    });
-  // The kernel takes ours for one that has its priority and mark, whatever else that has.
-  const inOurPlace = (words: string) => words.includes(` priority ${tunnelTable} `);
+  const replaced = new Set(missing.map(routePlace));
+  const rules = diffRules(desired.rules, observed.rules);
   return {
     add: [
       ...batch(
         ["ip", "-force", "-batch", "-"],
-        [...missing].sort(unreachableFirst).map((route) => `route replace ${text(route, link)}`),
+        missing.toSorted(outermostFirst).map((route) => `route replace ${text(route, link)}`),
       ),
-      ...deletions(observed.strangeRules.filter(inOurPlace)),
-      ...desired.ruleFamilies
-        .filter((family) => !observed.ruleFamilies.includes(family))
-        .map((family) => run(rule("add", family))),
+      ...rules.add,
     ],
     remove: [
-      ...observed.ruleFamilies
-        .filter((family) => !desired.ruleFamilies.includes(family))
-        .map((family) => run(rule("delete", family))),
-      ...deletions(observed.strangeRules.filter((words) => !inOurPlace(words))),
+      ...rules.remove,
       ...batch(
         ["ip", "-force", "-batch", "-"],
         [
           ...surplus
-            .filter((route) => !replaced.has(place(route)))
-            .sort(unreachableLast)
+            .filter((route) => !replaced.has(routePlace(route)))
+            .toSorted((a, b) => outermostFirst(b, a))
             .map((route) => `route delete ${text(route, link)}`),
           ...observed.strange.map((route) => `route delete ${route}`),
         ],
@@ -183,83 +162,88 @@ export function diffRoutes(
 }
 
 /** What the kernel has once both lists of `diffRoutes` are done. */
-export function settledRoutes(
-  desired: { routes: readonly Route[]; ruleFamilies: readonly Family[] },
-  observed: ObservedRoutes,
-): ObservedRoutes {
-  return {
-    ...observed,
-    own: [...desired.routes],
-    ruleFamilies: [...desired.ruleFamilies],
-    strange: [],
-    strangeRules: [],
-  };
+export function settledRoutes(desired: DesiredRoutes, observed: ObservedRoutes): ObservedRoutes {
+  return { own: [...desired.routes], strange: [], rules: settledRules(desired.rules, observed.rules) };
 }
 
-function text(route: Route, link: string): string {
-  switch (route.type) {
+function text({ type, prefix, table }: Route, link: string): string {
+  switch (type) {
     case "tunnel":
-      return `${route.prefix} dev ${link} table ${route.table} proto ${protocol}`;
+      return `${prefix} dev ${link} table ${table} proto ${protocol}`;
     case "unreachable":
-      return `unreachable ${route.prefix} metric ${unreachableMetric} proto ${protocol}`;
-    case "underlay":
-      return `${route.prefix}${via(route)} dev ${route.dev} proto ${protocol}${route.via ? " onlink" : ""}`;
+      return `unreachable ${prefix} table ${table} metric ${unreachableMetric} proto ${protocol}`;
+    case "throw":
+      // What 1.0.0 left in the main table has another type, and is only ever deleted.
+      return `${table === "main" ? "" : "throw "}${prefix} table ${table} proto ${protocol}`;
   }
 }
 
-// An IPv4 route may have an IPv6 gateway (RFC 5549).
-function via({ prefix, via }: { prefix: string; via: string | undefined }): string {
-  if (via === undefined) return "";
-  return familyOf(prefix) === familyOf(via) ? ` via ${via}` : ` via inet6 ${via}`;
+// What must not be caught is excepted before, and what catches is there before, and goes after, what it catches.
+const order: Record<Route["type"], number> = { throw: 0, unreachable: 1, tunnel: 2 };
+
+function outermostFirst(a: Route, b: Route): number {
+  return order[a.type] - order[b.type] || compareAddresses(a.prefix, b.prefix);
 }
 
-/** Table, prefix and metric: where the kernel holds one route. */
-function place(route: Route): string {
-  return `${route.type === "tunnel" ? route.table : "main"} ${route.prefix} ${route.type === "unreachable"}`;
+// The numbers of `ip -N`.
+const typeNames: Record<string, string> = {
+  "1": "unicast",
+  "2": "local",
+  "3": "broadcast",
+  "4": "anycast",
+  "5": "multicast",
+  "6": "blackhole",
+  "7": "unreachable",
+  "8": "prohibit",
+  "9": "throw",
+};
+
+function typeOf({ type = "1" }: IpRoute): string {
+  return typeNames[type] ?? type;
 }
 
-// What catches must be there before, and go after, what it catches.
-function unreachableFirst(a: Route, b: Route): number {
-  return (
-    Number(b.type === "unreachable") - Number(a.type === "unreachable") ||
-    compareAddresses(a.prefix, b.prefix)
-  );
+function tableOf({ table = "254" }: IpRoute): string {
+  return table === "254" ? "main" : table;
 }
 
-function unreachableLast(a: Route, b: Route): number {
-  return unreachableFirst(b, a);
-}
-
-function ownRoute(entry: IpRoute, prefix: string, table: string, link: string): Route | undefined {
-  if (entry.type === "unreachable")
-    return table === "main" && entry.metric === unreachableMetric
-      ? { type: "unreachable", prefix }
+function ownRoute(entry: IpRoute, prefix: string, link: string): Route | undefined {
+  const table = tableOf(entry);
+  const type = typeOf(entry);
+  if (type === "unreachable")
+    return (table === "main" || table === podTable) && entry.metric === unreachableMetric
+      ? { type, prefix, table }
       : undefined;
   // IPv6's default metric is 1024, IPv4's 0.
   const plain = (entry.metric ?? 0) === (familyOf(prefix) === "ipv6" ? 1024 : 0) && entry.tos === undefined;
-  if (!plain || (entry.type ?? "unicast") !== "unicast" || entry.dev === undefined) return undefined;
-  if (entry.dev !== link)
-    return table === "main"
-      ? { type: "underlay", prefix, via: entry.gateway ?? entry.via?.host, dev: entry.dev }
-      : undefined;
-  return table === "main" || table === tunnelTable ? { type: "tunnel", prefix, table } : undefined;
+  if (!plain) return undefined;
+  if (type === "throw") return table === podTable ? { type, prefix, table } : undefined;
+  if (type !== "unicast" || entry.dev === undefined || !isTable(table)) return undefined;
+  if (entry.dev === link) return { type: "tunnel", prefix, table };
+  // So 1.0.0 excepted an address.
+  const [address = ""] = prefix.split("/");
+  return table === "main" && prefix === hostPrefix(address) ? { type: "throw", prefix, table } : undefined;
 }
 
-function strangeRoute(entry: IpRoute, prefix: string, table: string): string {
-  const type = entry.type && entry.type !== "unicast" ? `${entry.type} ` : "";
+function isTable(table: string): table is Table {
+  return ["main", podTable, nodeTable].includes(table);
+}
+
+function strangeRoute(entry: IpRoute, prefix: string, ofProtocol: string): string {
+  const name = typeOf(entry);
+  const type = name === "unicast" ? "" : `${name} `;
   const dev = entry.dev && type === "" ? ` dev ${entry.dev}` : "";
   const metric = entry.metric === undefined ? "" : ` metric ${entry.metric}`;
   const tos = entry.tos === undefined ? "" : ` tos ${entry.tos}`;
-  return `${type}${prefix}${tos}${dev} table ${table}${metric} proto ${protocol}`;
+  return `${type}${prefix}${tos}${dev} table ${tableOf(entry)}${metric} proto ${ofProtocol}`;
 }
 
 function prefixOf(destination: string, family: Family): string | undefined {
   if (destination === "default") return family === "ipv4" ? "0.0.0.0/0" : "::/0";
   const address = parseAddress(destination);
-  if (address !== undefined) return `${address}/${family === "ipv4" ? 32 : 128}`;
+  if (address !== undefined) return hostPrefix(address);
   return parsePrefix(destination);
 }
 
-function parseJson<T>(output: string): T[] {
-  return output.trim() === "" ? [] : (JSON.parse(output) as T[]);
+function parseJson(output: string): IpRoute[] {
+  return output.trim() === "" ? [] : (JSON.parse(output) as IpRoute[]);
 }

@@ -99,10 +99,40 @@ async function run({ argv, stdin }: Command, limit: number) {
   const begin = performance.now();
   const child = start(argv, stdin, limit);
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
-  if (child.exitCode === 0) return { pid: child.pid, stdout, stderr };
+  throwIfFailed(child, { argv, stderr, begin, limit });
+  return { pid: child.pid, stdout, stderr };
+}
+
+/** Runs one command and hands on its stdout line by line, without ever holding the whole of it. */
+export async function eachLine(
+  argv: string[],
+  onLine: (line: string) => void,
+  stdin?: string,
+): Promise<void> {
+  const begin = performance.now();
+  const child = start(argv, stdin, timeLimit);
+  const decoder = new TextDecoder();
+  let rest = "";
+  const read = async () => {
+    for await (const chunk of child.stdout) {
+      const pieces = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+      rest = pieces.pop() ?? "";
+      for (const piece of pieces) onLine(piece);
+    }
+  };
+  const [stderr] = await Promise.all([child.stderr.text(), read(), child.exited]);
+  if (rest !== "") onLine(rest);
+  throwIfFailed(child, { argv, stderr, begin, limit: timeLimit });
+}
+
+function throwIfFailed(
+  { exitCode, signalCode }: Bun.Subprocess,
+  { argv, stderr, begin, limit }: { argv: string[]; stderr: string; begin: number; limit: number },
+): void {
+  if (exitCode === 0) return;
   if (performance.now() - begin >= limit) throw new CommandError(argv, { timeLimit: limit, stderr });
-  if (child.exitCode === null) throw new CommandError(argv, { signal: String(child.signalCode), stderr });
-  throw new CommandError(argv, { exitCode: child.exitCode, stderr });
+  if (exitCode === null) throw new CommandError(argv, { signal: String(signalCode), stderr });
+  throw new CommandError(argv, { exitCode, stderr });
 }
 
 function start(argv: string[], stdin: string | undefined, limit: number) {

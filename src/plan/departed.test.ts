@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
 import { Departed } from "./departed.ts";
-import type { Route } from "./desired.ts";
+import type { Route } from "./routes.ts";
 
-const guard = (prefix: string): Route => ({ type: "unreachable", prefix });
-const underlay = (prefix: string): Route => ({ type: "underlay", prefix, via: undefined, dev: "eth0" });
+const guard = (prefix: string): Route => ({ type: "unreachable", prefix, table: "24600" });
+const exception = (prefix: string): Route => ({ type: "throw", prefix, table: "24600" });
 const [own, its, other] = ["10.1.0.0/24", "10.1.9.0/24", "10.1.8.0/24"];
 
 // Looks at seconds, with what others claim then; each plan puts in guards of what is claimed and of what has left.
@@ -42,7 +42,7 @@ test("a guard that somebody took away is still wanted", () => {
 
 test("an address inside stays on its way for as long, and no other does", () => {
   const departed = new Departed();
-  const routes = [guard(own), guard(its), underlay("10.1.9.9/32"), underlay("10.1.0.9/32")];
+  const routes = [guard(own), guard(its), exception("10.1.9.9/32"), exception("10.1.0.9/32")];
   expect(departed.claims([own], routes, 0)).toEqual([its, "10.1.9.9"]);
   expect(departed.claims([own], routes, 599_000)).toEqual([its, "10.1.9.9"]);
   expect(departed.claims([own], routes, 601_000)).toEqual([]);

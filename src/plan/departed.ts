@@ -1,6 +1,6 @@
 /** What a node that left claimed: it stays unreachable for a while, as others may still send to its pods. */
 import { contains } from "./address.ts";
-import type { Route } from "./desired.ts";
+import type { Route } from "./routes.ts";
 
 /** Milliseconds for which the pod CIDRs of a node that left stay unreachable. */
 const departure = 600_000;
@@ -26,7 +26,7 @@ export class Departed {
       if (!claimed.has(prefix) && !this.#until.has(prefix)) this.#until.set(prefix, now + departure);
     const left = [...this.#until].filter(([, until]) => until > now).map(([prefix]) => prefix);
     const excepted = routes.filter(
-      (route) => route.type === "underlay" && left.some((prefix) => contains(prefix, route.prefix)),
+      (route) => route.type === "throw" && left.some((prefix) => contains(prefix, route.prefix)),
     );
     return [...left, ...excepted.map((route) => route.prefix.replace(/\/.*/, ""))];
   }

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Desired, plan } from "./desired.ts";
 import type { Firewall, Rule } from "./firewall.ts";
-import { input, keyless, native, node, peersOf, type Tweak } from "./fixtures/input.ts";
+import { input, keyless, native, node, peersOf, type Tweak, underlay } from "./fixtures/input.ts";
 
 test("two nodes, dual-stack: all of it", () => {
   const { cni, firewall, ...rest } = plan(input());
@@ -53,15 +53,17 @@ test("two nodes, dual-stack: all of it", () => {
       "routes": [
         {
           "prefix": "10.1.0.0/24",
+          "table": "main",
           "type": "unreachable",
         },
         {
           "prefix": "10.1.1.0/24",
-          "table": "main",
+          "table": "24600",
           "type": "tunnel",
         },
         {
           "prefix": "10.1.1.0/24",
+          "table": "24600",
           "type": "unreachable",
         },
         {
@@ -76,21 +78,51 @@ test("two nodes, dual-stack: all of it", () => {
         },
         {
           "prefix": "fd00:1::/64",
+          "table": "main",
           "type": "unreachable",
         },
         {
           "prefix": "fd00:1:0:1::/64",
-          "table": "main",
+          "table": "24600",
           "type": "tunnel",
         },
         {
           "prefix": "fd00:1:0:1::/64",
+          "table": "24600",
           "type": "unreachable",
         },
       ],
-      "ruleFamilies": [
-        "ipv4",
-        "ipv6",
+      "rules": [
+        {
+          "family": "ipv4",
+          "priority": 2459,
+          "text": "from all fwmark 0x1000000/0x1000000 lookup 24601",
+        },
+        {
+          "family": "ipv4",
+          "priority": 2460,
+          "text": "from all lookup 24600",
+        },
+        {
+          "family": "ipv4",
+          "priority": 2461,
+          "text": "from all to 10.1.0.0/24 lookup 254",
+        },
+        {
+          "family": "ipv6",
+          "priority": 2459,
+          "text": "from all fwmark 0x1000000/0x1000000 lookup 24601",
+        },
+        {
+          "family": "ipv6",
+          "priority": 2460,
+          "text": "from all lookup 24600",
+        },
+        {
+          "family": "ipv6",
+          "priority": 2461,
+          "text": "from all to fd00:1::/64 lookup 254",
+        },
       ],
       "standing": {
         "endpoints": 
@@ -133,8 +165,8 @@ test("a peer without an endpoint gets its pods' packets, as it may come to us, a
   expect(firewall.sets.nodes).toEqual([]);
   const tunnelled = routes.filter((route) => route.type === "tunnel");
   expect(tunnelled.map((route) => `${route.table} ${route.prefix}`)).toEqual([
-    "main 10.1.1.0/24",
-    "main fd00:1:0:1::/64",
+    "24600 10.1.1.0/24",
+    "24600 fd00:1:0:1::/64",
   ]);
 });
 
@@ -192,10 +224,10 @@ describe("peers", () => {
 });
 
 describe("link, rules, MTU, firewall, CNI file", () => {
-  const pick = ({ link, ruleFamilies, firewall, cni }: Desired) => ({
+  const pick = ({ link, rules, firewall, cni }: Desired) => ({
     mtu: link?.mtu,
     addresses: link?.addresses,
-    rules: ruleFamilies,
+    rules: [...new Set(rules.map((rule) => rule.family))],
     ...firewall.sets,
     marked: familiesOf(firewall, "mark"),
     dropped: familiesOf(firewall, "drop"),
@@ -277,8 +309,17 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     ],
     [
       "nor is a router inside the own one",
-      { underlay: [{ prefix: "::/0", via: "fd00:1::fe", dev: "eth0", metric: 1024 }] },
+      { underlay: underlay({ gateways: ["fd00:1::fe"] }) },
       { hosts: ["fd00:1::fe"] },
+    ],
+    [
+      "nor is one inside another node's, or the API server there",
+      {
+        underlay: underlay({ gateways: ["fd00:1:0:1::fe", "fe80::1"] }),
+        reserved: ["192.0.2.254"],
+        nodes: [node(1, { podCidrs: ["fd00:1:0:1::/64"] })],
+      },
+      { hosts: ["fd00:1:0:1::fe"] },
     ],
     [
       // An nftables interval set refuses a prefix inside another, and with it the whole transaction: one node's
@@ -360,16 +401,16 @@ test("the order in which the cluster says it makes no difference", () => {
   const nodes = [1, 2, 3, 4, 5, 6].map((n) =>
     node(n, n > 4 ? { podCidrs: ["10.1.1.0/25", `10.2.${n}.0/24`] } : {}),
   );
-  const underlay = input().underlay;
+  const gateways = ["10.1.1.9", "fe80::1", "192.0.2.254", "fd00:1:0:1::9"];
   const departed = ["10.9.0.0/24", "10.8.0.0/24", "fd00:9::/64"];
-  const expected = plan(input({ nodes, departed }));
+  const expected = plan(input({ nodes, underlay: underlay({ gateways }), departed }));
   fc.assert(
     fc.property(
       fc.shuffledSubarray(nodes, { minLength: 6 }),
-      fc.shuffledSubarray([...underlay], { minLength: 4 }),
+      fc.shuffledSubarray(gateways, { minLength: 4 }),
       fc.shuffledSubarray(departed, { minLength: 3 }),
-      (nodes, underlay, departed) => {
-        expect(plan(input({ nodes, underlay, departed }))).toEqual(expected);
+      (nodes, gateways, departed) => {
+        expect(plan(input({ nodes, underlay: underlay({ gateways }), departed }))).toEqual(expected);
       },
     ),
   );

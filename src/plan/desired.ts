@@ -4,14 +4,10 @@ import { blocked, inside } from "./blocked.ts";
 import { type SettledNode, type Standing, settle } from "./claims.ts";
 import { type CniList, cniList } from "./cni.ts";
 import { type Firewall, firewall } from "./firewall.ts";
-import { type UnderlayRoute, underlayOf } from "./lookup.ts";
+import type { Underlay } from "./lookup.ts";
 import type { NodeRecord } from "./node.ts";
 import type { PodRange } from "./pods.ts";
-
-/** The routing table of marked packets, and its rule's priority. */
-export const tunnelTable = "24601";
-/** Under every pod CIDR, so that a missing tunnel route never means the default route. */
-export const unreachableMetric = 4096;
+import { type Route, type Rule, routes, rules } from "./routes.ts";
 
 export interface OwnNode {
   name: string;
@@ -34,20 +30,11 @@ export interface Peer {
   allowedIps: string[];
 }
 
-export type Route =
-  | { type: "tunnel"; prefix: string; table: "main" | typeof tunnelTable }
-  | { type: "unreachable"; prefix: string }
-  /** A node address inside its own pod CIDR stays on the way that it had before: via, dev. */
-  | { type: "underlay"; prefix: string; via: string | undefined; dev: string };
-
-export type { UnderlayRoute } from "./lookup.ts";
-
 export interface Desired {
   link: { mtu: number; addresses: string[] } | undefined;
   peers: Peer[];
   routes: Route[];
-  /** Families with a rule for marked packets. */
-  ruleFamilies: Family[];
+  rules: Rule[];
   firewall: Firewall;
   cni: CniList | undefined;
   /** By node name, what of it does not hold and why. */
@@ -75,7 +62,7 @@ export interface PlanInput {
   /** Smallest MTU of the links that carry the node's addresses. */
   underlayMtu: number;
   standing: Standing;
-  underlay: readonly UnderlayRoute[];
+  underlay: Underlay;
   /** Pod CIDRs of nodes that left a short while ago, and addresses of theirs that lie inside. */
   departed: readonly string[];
   /** Addresses of the API server. */
@@ -90,7 +77,7 @@ export function plan(input: PlanInput): Desired {
   const reaches = settings.tunnelFamilies.filter((family) =>
     own.endpoints.some((address) => familyOf(address) === family),
   );
-  const underlay = underlayOf(input.underlay);
+  const { underlay } = input;
   const { nodes, refused, contested, standing } = settle(
     {
       name: own.name,
@@ -151,11 +138,16 @@ export function plan(input: PlanInput): Desired {
         }
       : undefined,
     peers: peers.sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1)),
-    routes: routes(input, nodes, reached, ownPodCidrs, inTunnel, {
-      unreachable: [...block.podCidrs, ...block.around],
-      underlay: [...block.excepted, ...noPods],
+    routes: routes({
+      ownPodCidrs,
+      nodes,
+      reached,
+      departed: input.departed,
+      blocked: [...block.podCidrs, ...block.around],
+      excepted: [...block.excepted, ...others],
+      inTunnel,
     }),
-    ruleFamilies: tunnelled,
+    rules: rules(tunnelled, ownPodCidrs),
     firewall: firewall({
       link: settings.linkName,
       ownPodCidrs: outermost(ownPodCidrs),
@@ -219,53 +211,6 @@ function peerOf(
 function noEndpoint({ own, settings }: PlanInput): string {
   const has = [...new Set(own.endpoints.map(familyOf))].join(" and ") || "no address";
   return `none of its addresses has a family that this node has too (${has}) and WG_IP_FAMILY allows (${settings.tunnelFamilies.join(", ")})`;
-}
-
-function routes(
-  input: PlanInput,
-  nodes: readonly SettledNode[],
-  reached: ReadonlySet<string>,
-  ownPodCidrs: readonly string[],
-  inTunnel: (value: string) => boolean,
-  more: { unreachable: readonly string[]; underlay: readonly string[] },
-): Route[] {
-  const result: Route[] = [];
-  const isPrefix = (value: string) => value.includes("/");
-  const others = [...nodes.flatMap((node) => node.podCidrs), ...input.departed.filter(isPrefix)];
-  // The own ones whoever routes them: what comes for a dead address would go back by the default route, and so on.
-  const podCidrs = unique([...ownPodCidrs, ...others.filter(inTunnel), ...more.unreachable]);
-  for (const prefix of podCidrs) result.push({ type: "unreachable", prefix });
-  // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
-  const except = (address: string) => {
-    const way = underlayOf(input.underlay).way(address);
-    if (way) result.push({ type: "underlay", prefix: hostPrefix(address), via: way.via, dev: way.dev });
-  };
-  // One that left the cluster may still run, and its kubelet be about to register it again.
-  for (const address of input.departed) if (!isPrefix(address) && inTunnel(address)) except(address);
-  for (const address of more.underlay) if (inTunnel(address)) except(address);
-  for (const node of nodes) {
-    const prefixes = node.podCidrs.filter(inTunnel);
-    for (const address of [...node.record.endpoints, ...node.addresses])
-      if (prefixes.some((prefix) => contains(prefix, address))) except(address);
-    if (node.publicKey === undefined) continue;
-    for (const prefix of prefixes) result.push({ type: "tunnel", prefix, table: "main" });
-    for (const address of reached.has(node.record.name) ? node.addresses.filter(inTunnel) : [])
-      result.push({ type: "tunnel", prefix: hostPrefix(address), table: tunnelTable });
-  }
-  return uniqueRoutes(result);
-}
-
-/** The identity of a route, and the order of all of them. */
-export function routeKey(route: Route): string {
-  const table = route.type === "tunnel" ? route.table : "main";
-  const way = route.type === "underlay" ? `via ${route.via ?? "link"} dev ${route.dev}` : route.type;
-  return `${table} ${route.prefix} ${way}`;
-}
-
-function uniqueRoutes(list: readonly Route[]): Route[] {
-  return [...new Map(list.map((route) => [routeKey(route), route])).values()].sort(
-    (a, b) => compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1),
-  );
 }
 
 /** Its addresses that lie in its own pod CIDRs. */

@@ -1,6 +1,5 @@
 /** What this node is to others: its addresses, and the MTU of the links that they are reached by. */
 import { type Family, familyOf, isUsable, unusableAs } from "./address.ts";
-import { type UnderlayRoute, underlayOf } from "./lookup.ts";
 import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./node.ts";
 import { type NodeLink, nodeLinks, type OwnSettings } from "./own.ts";
 
@@ -102,35 +101,53 @@ function unique(values: readonly string[]): string[] {
 /** Links whose MTU says nothing about what is behind them. */
 const isVirtual = ({ name, kind }: NodeLink) => name === "lo" || kind === "dummy";
 
-/**
- * Smallest MTU of the links that lead to the peers. While there are none: of the links that have the node's addresses,
- * else of the default routes', else of all that have a global address. In bytes.
- */
-export function underlayMtu(input: {
+export interface UnderlayInput {
   links: readonly NodeLink[];
   tunnel: string;
   endpoints: readonly string[];
-  routes: readonly UnderlayRoute[];
-  nodes: Iterable<{ endpoints: readonly string[] }>;
+  nodes: readonly { endpoints: readonly string[] }[];
   /** That the tunnel's packets may have. */
   families: readonly Family[];
-}): number {
-  const own = nodeLinks(input.links, input.tunnel).filter((link) => !isVirtual(link));
-  const sizes = new Set(own.map((link) => link.mtu));
-  if (sizes.size <= 1) return [...sizes][0] ?? 1500;
-  const { way } = underlayOf(input.routes);
+}
+
+/** Where the tunnel's packets to the others go; of no interest, and empty, where all links have the same MTU. */
+export function peerEndpoints(input: UnderlayInput): string[] {
+  if (sizesOf(input).length <= 1) return [];
   const reaches = input.families.filter((family) =>
     input.endpoints.some((each) => familyOf(each) === family),
   );
-  const peers = [...input.nodes].flatMap(
+  return input.nodes.flatMap(
     ({ endpoints }) => endpoints.find((address) => reaches.includes(familyOf(address))) ?? [],
   );
+}
+
+function underlayLinks({ links, tunnel }: UnderlayInput): NodeLink[] {
+  return nodeLinks(links, tunnel).filter((link) => !isVirtual(link));
+}
+
+function sizesOf(input: UnderlayInput): number[] {
+  return [...new Set(underlayLinks(input).map((link) => link.mtu))];
+}
+
+/**
+ * Smallest MTU of the links that lead to the peers. While there are none: of the links that have the node's addresses,
+ * else of the default routes', else of all that have a global address. In bytes.
+ * @param input with the link by which a packet to an endpoint leaves, by its name
+ */
+export function underlayMtu(
+  input: UnderlayInput & {
+    linkOf: ReadonlyMap<string, string | undefined>;
+    defaultLinks: readonly string[];
+  },
+): number {
+  const own = underlayLinks(input);
+  const sizes = sizesOf(input);
+  if (sizes.length <= 1) return sizes[0] ?? 1500;
   const named = (names: ReadonlySet<string | undefined>) => own.filter((link) => names.has(link.name));
-  const defaults = input.routes.filter((route) => route.prefix === "0.0.0.0/0" || route.prefix === "::/0");
   const candidates = [
-    () => named(new Set(peers.map((address) => way(address)?.dev))),
+    () => named(new Set(peerEndpoints(input).map((address) => input.linkOf.get(address)))),
     () => own.filter((link) => link.addresses.some((entry) => input.endpoints.includes(entry.address))),
-    () => named(new Set(defaults.map((route) => route.dev))),
+    () => named(new Set(input.defaultLinks)),
     () => own.filter((link) => link.addresses.some((entry) => entry.global)),
   ];
   for (const choose of candidates) {

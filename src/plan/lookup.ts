@@ -1,13 +1,5 @@
 /** Which prefixes contain an address, without a look at each: one for each length that there is. */
-import { ancestorKey, type Family, familyOf, hostPrefix, lengthOf } from "./address.ts";
-
-/** A route of the main table that is not ours. */
-export interface UnderlayRoute {
-  prefix: string;
-  via: string | undefined;
-  dev: string;
-  metric: number;
-}
+import { ancestorKey, type Family, familyOf, lengthOf } from "./address.ts";
 
 /** Finds what contains an address, the longest prefix first. */
 export class PrefixIndex<T extends { prefix: string }> {
@@ -40,39 +32,10 @@ export class PrefixIndex<T extends { prefix: string }> {
   }
 }
 
-/** What the underlay's routes say of this node's neighbourhood. */
+/** What the node's other routes say of its neighbourhood. */
 export interface Underlay {
-  /** The way that a packet would take without our routes. */
-  way(address: string): UnderlayRoute | undefined;
-  gateways: string[];
-  defaultGateways: string[];
+  gateways: readonly string[];
+  defaultGateways: readonly string[];
   /** Prefixes on its links. */
-  onLink: string[];
-}
-
-// The same list serves until the routes are observed again.
-const known = new WeakMap<readonly UnderlayRoute[], Underlay>();
-
-export function underlayOf(routes: readonly UnderlayRoute[]): Underlay {
-  const before = known.get(routes);
-  if (before) return before;
-  let index: PrefixIndex<UnderlayRoute> | undefined;
-  const unique = (values: string[]) => [...new Set(values)];
-  const isDefault = (prefix: string) => prefix === "0.0.0.0/0" || prefix === "::/0";
-  const isHost = (prefix: string) => prefix === hostPrefix(prefix.replace(/\/.*/, ""));
-  const underlay: Underlay = {
-    way(address) {
-      index ??= new PrefixIndex(routes, (a, b) => a.metric < b.metric);
-      return index.longest(address);
-    },
-    gateways: unique(routes.flatMap(({ via }) => via ?? [])),
-    defaultGateways: unique(routes.flatMap(({ prefix, via }) => (isDefault(prefix) ? (via ?? []) : []))),
-    onLink: unique(
-      routes.flatMap(({ prefix, via }) =>
-        via === undefined && !isDefault(prefix) && !isHost(prefix) ? prefix : [],
-      ),
-    ),
-  };
-  known.set(routes, underlay);
-  return underlay;
+  onLink: readonly string[];
 }

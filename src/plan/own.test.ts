@@ -16,11 +16,7 @@ const links = [
 
 test("pods' packets come by the links of pods, of the tunnel, of the node's addresses and of the default route", () => {
   const all = [...links, link("eth2"), link("docker0", "172.17.0.1/16")];
-  const routes = [
-    { prefix: "0.0.0.0/0", via: "10.9.0.1", dev: "eth2", metric: 0 },
-    { prefix: "172.17.0.0/16", via: undefined, dev: "docker0", metric: 0 },
-  ];
-  expect(forwardingLinks(all, "wigglenet", ["192.0.2.5"], routes)).toEqual([
+  expect(forwardingLinks(all, "wigglenet", ["192.0.2.5"], ["eth2"])).toEqual([
     "eth0",
     "wigglenet",
     "veth0a1b2c3d",

@@ -57,9 +57,9 @@ export function forwardingLinks(
   links: readonly NodeLink[],
   tunnel: string,
   addresses: readonly string[],
-  routes: readonly { prefix: string; dev: string }[],
+  defaultLinks: readonly string[],
 ): string[] {
-  const outward = new Set(routes.flatMap(({ prefix, dev }) => (prefix.endsWith("/0") ? dev : [])));
+  const outward = new Set(defaultLinks);
   const inward = ({ name }: NodeLink) => name === tunnel || podLink.test(name);
   const atNode = (link: NodeLink) => link.addresses.some((entry) => addresses.includes(entry.address));
   return links

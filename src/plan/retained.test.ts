@@ -5,11 +5,11 @@ import { input, node } from "./fixtures/input.ts";
 import { retain, retainElements } from "./retained.ts";
 
 const known = plan(input({ nodes: [node(1), node(2)] }));
-const nothing = { peers: new Map(), routes: [], ruleFamilies: [] };
+const nothing = { peers: new Map(), routes: [], rules: [] };
 const present = {
   peers: new Map(known.peers.map((peer) => [peer.publicKey, peer])),
   routes: known.routes,
-  ruleFamilies: known.ruleFamilies,
+  rules: known.rules,
 };
 
 test("where nothing is there, it is what was desired", () => {
@@ -50,7 +50,7 @@ test("a prefix stays with who has it, whoever claims it; one that nobody has goe
 
 test("of a route that leads another way by now there is one", () => {
   const elsewhere = known.routes.map((route) =>
-    route.type === "underlay" ? { ...route, via: "192.0.2.99" } : route,
+    route.type === "tunnel" ? { ...route, type: "throw" as const } : route,
   );
   expect(retain(known, { ...present, routes: elsewhere }).routes).toEqual(known.routes);
 });

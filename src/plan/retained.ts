@@ -1,13 +1,14 @@
 /** While not all is known of the cluster: a desired state in which nothing is missing that is there. */
-import { compareAddresses, type Family } from "./address.ts";
-import { type Desired, outermost, type Peer, type Route, routeKey } from "./desired.ts";
+import { compareAddresses } from "./address.ts";
+import { type Desired, outermost, type Peer } from "./desired.ts";
 import type { Firewall, SetName } from "./firewall.ts";
+import { compareRoutes, type Route, type Rule, routePlace, ruleKey } from "./routes.ts";
 
 /** What is there of ours. */
 export interface Present {
   peers: ReadonlyMap<string, { endpoint: string | undefined; allowedIps: readonly string[] }>;
   routes: readonly Route[];
-  ruleFamilies: readonly Family[];
+  rules: readonly Rule[];
 }
 
 /** The name of the node of a peer of which nothing else is known. */
@@ -17,15 +18,13 @@ export const unknownNode = "";
 export function retain(desired: Desired, present: Present): Desired {
   const peers = retainPeers(desired.peers, present.peers);
   // Of a route that is to lead another way there can be but one.
-  const places = new Set(desired.routes.map(place));
-  const kept = present.routes.filter((route) => !places.has(place(route)));
+  const places = new Set(desired.routes.map(routePlace));
+  const kept = present.routes.filter((route) => !places.has(routePlace(route)));
   return {
     ...desired,
     peers,
-    routes: [...desired.routes, ...kept].sort(
-      (a, b) => compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1),
-    ),
-    ruleFamilies: [...new Set([...desired.ruleFamilies, ...present.ruleFamilies])].sort(),
+    routes: [...desired.routes, ...kept].sort(compareRoutes),
+    rules: [...new Map([...desired.rules, ...present.rules].map((rule) => [ruleKey(rule), rule])).values()],
   };
 }
 
@@ -46,10 +45,6 @@ function retainPeers(desired: readonly Peer[], present: Present["peers"]): Peer[
     peers.set(publicKey, { ...peer, allowedIps: [...all].sort(compareAddresses) });
   }
   return [...peers.values()].sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1));
-}
-
-function place(route: Route): string {
-  return `${route.type} ${route.prefix} ${route.type === "tunnel" ? route.table : ""}`;
 }
 
 /** Sets of what others have. */
