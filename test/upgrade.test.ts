@@ -45,7 +45,7 @@ async function sessions(node: LightNode): Promise<string[]> {
 /** What of ours the other implementation would not keep up to date. */
 async function traces(node: LightNode): Promise<string[]> {
   const { stdout } = await node.$`for family in -4 -6; do
-    ip $family rule show protocol 246
+    ip $family rule show | grep "proto 246"
     ip $family route show table all protocol 246
   done
   nft list table inet wigglenet | grep fully-random || true`.nothrow();
