@@ -1,5 +1,6 @@
 /** A flow with a Service keeps its way: of every sort, by every kube-proxy, from everywhere, and none in the clear. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { families } from "../src/plan/address.ts";
 import { clearTraffic } from "./lab/clear.ts";
 import { podRanges } from "./lab/controlplane.ts";
 import { Lab } from "./lab/lab.ts";
@@ -93,6 +94,26 @@ describe.each([...policies])("policy %s", (policy) => {
     );
     expect(await broken(nodes, flows)).toEqual([]);
   });
+});
+
+test("two flows that would be one, of whose second the kernel changes the port alone, go by the tunnel", async () => {
+  const [first] = clients;
+  const ofNode = services.filter((service) => service.backend === nodes[1]);
+  await using capture = await lab.capture();
+  const talks = families.flatMap((family) =>
+    ofNode.map(({ clusterIp }) =>
+      first!.place.talk({
+        protocol: "udp",
+        address: clusterIp[family]!,
+        messages: 5,
+        interval: 20,
+        sourcePort: family === "ipv4" ? 4004 : 4006,
+      }),
+    ),
+  );
+  const answered = { ok: true, seen: expect.any(String) };
+  expect(await Promise.all(talks)).toEqual(talks.map(() => expect.objectContaining(answered)));
+  expect(await capture.stop()).toEqual([]);
 });
 
 /** Pods' packets, translated by another program before our own rule for them is asked. */

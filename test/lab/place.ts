@@ -26,6 +26,8 @@ export interface TalkOptions {
   interval: number;
   /** For the last answer, ms after the last message. */
   timeout?: number;
+  /** UDP alone: several sockets may send from the same. */
+  sourcePort?: number;
 }
 
 /** `seen` is the source address that an echo server saw (tcp and udp). */
@@ -150,10 +152,19 @@ export class Place {
 
   /** Sends several messages by one connection or socket, with pauses between them, and waits for all to come back. */
   async talk(options: TalkOptions): Promise<Reached> {
-    const { protocol, address, port = 7, messages, interval, timeout = 2000 * patience } = options;
+    const {
+      protocol,
+      address,
+      port = 7,
+      messages,
+      interval,
+      timeout = 2000 * patience,
+      sourcePort,
+    } = options;
     const answer = await this.ask(
       "talk",
       ...[protocol, address, port, 100, messages, interval, timeout + messages * interval],
+      sourcePort === undefined ? "-" : `:${sourcePort}`,
     );
     return parseReached(answer);
   }

@@ -2,18 +2,19 @@
 // and sends numbered packets to other places as it is told on stdin, one command a line:
 //
 //   reach ID PROTOCOL ADDRESS PORT SIZE DF TIMEOUT-MS SOURCE      ->  ID ok RTT-US SEEN | ID failed REASON
-//   talk ID PROTOCOL ADDRESS PORT SIZE MESSAGES INTERVAL-MS TIMEOUT-MS  ->  the same, once all have come back
+//   talk ID PROTOCOL ADDRESS PORT SIZE MESSAGES INTERVAL-MS TIMEOUT-MS SOURCE  ->  the same, once all have come back
 //   start ID PROTOCOL ADDRESS PORT SIZE DF PER-SECOND SOURCE      ->  ID ok | ID failed REASON
 //   count ID STREAM   ->  ID ok SENT RECEIVED LONGEST-GAP-MS SLOWEST-MS RETRANSMITTED ERROR
 //   stop ID STREAM GRACE-MS   ->  the same, once everything came back or after the grace
 //   listen ID PORT [any | ADDRESS]   ->  ID ok: TCP and UDP echo on one more port; UDP as serve() has it
 //
-// PROTOCOL is tcp, udp or icmp; SOURCE an address or `-`. SIZE is the whole IP packet's for udp and icmp, the
+// PROTOCOL is tcp, udp or icmp; SOURCE an address, a port as `:7`, or `-`. SIZE is the whole IP packet's for udp and icmp, the
 // message's for tcp. SEEN is the address that the echo server saw, `-` for icmp.
 #define _GNU_SOURCE
 #include "echo.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -137,7 +138,9 @@ static int open_socket(struct task *t, const char *source, int dont_fragment) {
   struct sockaddr_in6 from;
   int length = four ? sizeof(struct sockaddr_in) : sizeof from;
   if (strcmp(source, "-")) {
-    if (address(source, 0, &from) != length) return errno = EAFNOSUPPORT, -1;
+    int port = *source == ':' && isdigit(source[1]) ? atoi(source + 1) : 0;  // several sockets may have the same
+    if (port) setsockopt(t->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (address(port ? four ? "0.0.0.0" : "::" : source, port, &from) != length) return errno = EAFNOSUPPORT, -1;
     if (bind(t->fd, (void *)&from, length)) return -1;
   }
   if (connect(t->fd, (void *)&t->to, length) && errno != EINPROGRESS) return -1;
@@ -240,8 +243,8 @@ static void make(int messages, int interval, char *id, char *protocol, char *to,
 static void command(char *line) {
   char verb[16], id[32], a[64], b[64], source[64];
   int port, size, df, number, messages, interval;
-  if (sscanf(line, "talk %31s %63s %63s %d %d %d %d %d", id, a, b, &port, &size, &messages, &interval, &number) == 8)
-    return make(messages, interval, id, a, b, port, size, 0, number, "-");
+  if (sscanf(line, "talk %31s %63s %63s %d %d %d %d %d %63s", id, a, b, &port, &size, &messages, &interval, &number, source) == 9)
+    return make(messages, interval, id, a, b, port, size, 0, number, source);
   if (sscanf(line, "%15s %31s %63s %63s %d %d %d %d %63s", verb, id, a, b, &port, &size, &df, &number, source) == 9)
     return make(strcmp(verb, "start") != 0, 0, id, a, b, port, size, df, number, source);
   *a = 0;
