@@ -116,6 +116,24 @@ test("two flows that would be one, of whose second the kernel changes the port a
   expect(await capture.stop()).toEqual([]);
 });
 
+test("another node's pod, by a NodePort of policy Local whose backend is on a third node", async () => {
+  // kube-proxy tells pods by the prefix of all: for those it leads to any backend, and does not translate the source.
+  const [, byIptables, byNftables] = nodes;
+  const flows = [byIptables!, byNftables!].flatMap((node) =>
+    services
+      .filter((service) => service.policy === "Local" && service.node === nodes[3])
+      .map(({ backend, nodePort }) => ({
+        client: clients[0]!,
+        target: `NodePort of ${node.name}, backend ${backend.name}`,
+        addresses: node.addresses,
+        port: nodePort,
+      })),
+  );
+  await using capture = await lab.capture();
+  expect(await broken(nodes, flows)).toEqual([]);
+  expect(await capture.stop()).toEqual([]);
+});
+
 /** Pods' packets, translated by another program before our own rule for them is asked. */
 const translations: [what: string, rules: (node: LightNode) => [add: string, remove: string]][] = [
   [
