@@ -152,15 +152,18 @@ describe("chains: desired and observed → iptables-restore", () => {
     ],
     [
       // What it guards is dropped or not at every moment: it is one transaction.
-      "masquerade is switched off: an empty chain",
+      "masquerade is switched off",
       wanted({ masquerade: off }),
       settled(),
       families.flatMap((family) => {
         const program = family === "ipv4" ? "iptables" : "ip6tables";
-        const forward = rules(`${family} filter WIGGLENET-FILTER`, { masquerade: off });
+        const made = (table: string, chain: string) => [
+          `:${chain} - [0:0]`,
+          ...rules(`${family} ${table} ${chain}`, { masquerade: off }),
+        ];
         return [
-          ...restore(program, "filter", ":WIGGLENET-FILTER - [0:0]", ...forward),
-          ...restore(program, "nat", ":WIGGLENET-SRCNAT - [0:0]"),
+          ...restore(program, "filter", ...made("filter", "WIGGLENET-FILTER")),
+          ...restore(program, "nat", ...made("nat", "WIGGLENET-SRCNAT")),
         ];
       }),
     ],

@@ -57,6 +57,7 @@ describe("from nothing", () => {
       iptables-nft-restore --noflush -w 10
       *nat
       :WIGGLENET-SRCNAT - [0:0]
+      -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -j MASQUERADE --random-fully
       -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT
@@ -119,6 +120,7 @@ describe("from nothing", () => {
       ip6tables-legacy-restore --noflush -w 10
       *nat
       :WIGGLENET-SRCNAT - [0:0]
+      -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -j MASQUERADE --random-fully
       -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT

@@ -107,7 +107,9 @@ test("the table, from nothing", () => {
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter accept
     add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
+    add rule inet wigglenet srcnat meta nfproto ipv4 ct status & dnat != 0 ip saddr @remote-ipv4 ip daddr != @own-ipv4 masquerade fully-random
     add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat meta nfproto ipv6 ct status & dnat != 0 ip6 saddr @remote-ipv6 ip6 daddr != @own-ipv6 masquerade fully-random
     add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random"
   `);
 });
@@ -148,12 +150,16 @@ describe("what nft listed", () => {
 
 describe("desired and observed → transaction", () => {
   const settled = (tweak: Tweak = {}) => settledRuleset(desired(tweak));
-  const rules = (settings: Tweak) =>
-    lines(desired(settings), undefined).filter((line) => line.includes(" wigglenet forward meta"));
-  const forward = (settings: Tweak) => ["flush chain inet wigglenet forward", ...rules(settings)];
+  const rules = (settings: Tweak, chain = "forward") =>
+    lines(desired(settings), undefined).filter((line) => line.includes(` wigglenet ${chain} meta`));
+  const made = (chain: string, settings: Tweak) => [
+    `flush chain inet wigglenet ${chain}`,
+    ...rules(settings, chain),
+  ];
+  const off = { masquerade: { ipv4: false, ipv6: false } };
+  const ipv4 = { masquerade: { ipv4: true, ipv6: false } };
+  const other = { ...ipv4, masqueradeRandomFully: false };
   const pods = (...remotePodCidrs: string[]) => ({ remotePodCidrs });
-  const masquerade = (rest = " fully-random") =>
-    `add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade${rest}`;
   test.each<[title: string, tweak: Tweak, observed: ObservedRuleset, lines: string[]]>([
     ["nothing changed", {}, settled(), []],
     [
@@ -205,21 +211,12 @@ describe("desired and observed → transaction", () => {
       },
       ["add set inet wigglenet remote-ipv4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/24 }; }"],
     ],
-    [
-      "masquerade is switched off",
-      { masquerade: { ipv4: false, ipv6: false } },
-      settled(),
-      [...forward({ masquerade: { ipv4: false, ipv6: false } }), "flush chain inet wigglenet srcnat"],
-    ],
+    ["masquerade is switched off", off, settled(), [...made("forward", off), ...made("srcnat", off)]],
     [
       "of one family alone, and not at random: rules are replaced",
-      { masquerade: { ipv4: true, ipv6: false }, masqueradeRandomFully: false },
+      other,
       settled(),
-      [
-        ...forward({ masquerade: { ipv4: true, ipv6: false } }),
-        "flush chain inet wigglenet srcnat",
-        masquerade(""),
-      ],
+      [...made("forward", other), ...made("srcnat", other)],
     ],
     [
       "another own pod CIDR: no rule changes",
@@ -232,15 +229,15 @@ describe("desired and observed → transaction", () => {
     ],
     [
       "a chain was flushed",
-      { masquerade: { ipv4: true, ipv6: false } },
+      ipv4,
       {
-        ...settled({ masquerade: { ipv4: true, ipv6: false } }),
+        ...settled(ipv4),
         chains: {
-          ...settled({ masquerade: { ipv4: true, ipv6: false } }).chains,
+          ...settled(ipv4).chains,
           srcnat: { spec: "type nat hook postrouting priority 100; policy accept", fingerprints: [] },
         },
       },
-      [masquerade()],
+      rules(ipv4, "srcnat"),
     ],
   ])("%s", (_, tweak, observed, expected) => {
     expect(lines(desired(tweak), observed)).toEqual(expected);

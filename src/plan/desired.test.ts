@@ -231,8 +231,12 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     ...firewall.sets,
     marked: familiesOf(firewall, "mark"),
     dropped: familiesOf(firewall, "drop"),
-    masqueraded: familiesOf(firewall, "masquerade-random", "masquerade"),
+    masqueraded: familiesOf(own(firewall), "masquerade-random", "masquerade"),
     cniMtu: cni?.plugins[0]?.mtu,
+  });
+  const own = (firewall: Firewall) => ({
+    ...firewall,
+    rules: firewall.rules.filter((rule) => rule.match.from === "@own"),
   });
   const familiesOf = ({ rules }: Firewall, ...verdicts: Rule["verdict"][]) => [
     ...new Set(rules.filter((rule) => verdicts.includes(rule.verdict)).map((rule) => rule.family)),

@@ -59,7 +59,8 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     input: from @unencrypted: pass
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
     prerouting: from @own, direction original, repliesTo @own: mark
-    prerouting: from @own, direction reply, destinationTranslated false: mark"
+    prerouting: from @own, direction reply, destinationTranslated false: mark
+    srcnat: destinationTranslated, from @remote, notTo @own: masquerade-random"
   `);
 });
 
@@ -167,7 +168,8 @@ test.each<[title: string, tweak: Partial<FirewallInput>, ipv4: string[], ipv6: s
   ],
 ])("masquerade: %s", (_, tweak, ipv4, ipv6) => {
   const all = firewall(input(tweak));
-  expect([linesOf(all, "ipv4", "srcnat"), linesOf(all, "ipv6", "srcnat")]).toEqual([ipv4, ipv6]);
+  const own = (family: Family) => linesOf(all, family, "srcnat").filter((each) => each.includes("from @own"));
+  expect([own("ipv4"), own("ipv6")]).toEqual([ipv4, ipv6]);
 });
 
 test.each<[title: string, tweak: Partial<FirewallInput>, families: Family[]]>([
@@ -196,9 +198,16 @@ test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family
   [
     "both tunnelled",
     {},
-    { ipv4: ["count", "mark", "drop", "pass"], ipv6: ["count", "mark", "drop", "pass"] },
+    {
+      ipv4: ["count", "mark", "masquerade-random", "drop", "pass"],
+      ipv6: ["count", "mark", "masquerade-random", "drop", "pass"],
+    },
   ],
-  ["IPv6 alone", { tunnelled: ["ipv6"] }, { ipv4: [], ipv6: ["count", "mark", "drop", "pass"] }],
+  [
+    "IPv6 alone",
+    { tunnelled: ["ipv6"] },
+    { ipv4: [], ipv6: ["count", "mark", "masquerade-random", "drop", "pass"] },
+  ],
   ["both routed natively, or FIREWALL_ONLY", { tunnelled: [] }, { ipv4: [], ipv6: [] }],
   [
     "routed natively, with a filter",

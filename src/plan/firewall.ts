@@ -103,7 +103,9 @@ export function firewall(input: FirewallInput): Firewall {
     rules: families.flatMap((family) => {
       const tunnelled = input.tunnelled.includes(family);
       return [
-        ...(tunnelled ? [...noPlaintext(input.link, family), ...marks(family)] : []),
+        ...(tunnelled
+          ? [...noPlaintext(input.link, family), ...marks(family), ledOn(family, input.masqueradeRandomFully)]
+          : []),
         ...(tunnelled && input.masquerade[family] ? departed(input.link, family) : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
@@ -238,6 +240,19 @@ function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
 }
 
 const notOutside: Addresses[] = ["@own", "@remote", "@nodes", "@keep"];
+
+/**
+ * What a Service leads on from another node's pod to elsewhere comes back by this node, and crosses the underlay with a
+ * node's address. Of a Service with traffic policy Local kube-proxy does not translate it: it takes any pod for its own.
+ */
+function ledOn(family: Family, random: boolean): Rule {
+  return {
+    hook: "srcnat",
+    family,
+    match: { destinationTranslated: true, from: "@remote", notTo: ["@own"] },
+    verdict: random ? "masquerade-random" : "masquerade",
+  };
+}
 
 /** Own pods' packets to what is neither a pod of the cluster nor a node behind its tunnel get the node's address. */
 function masquerade(family: Family, random: boolean): Rule {
