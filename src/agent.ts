@@ -8,7 +8,6 @@ import type { ClusterNodes } from "./cluster/nodes.ts";
 import { backoff } from "./cluster/reflector.ts";
 import type { Config } from "./config.ts";
 import { Findings } from "./findings.ts";
-import { reportEarlier } from "./host/cnifolder.ts";
 import { readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
 import { classify, type Expectation, expectation } from "./host/monitor.ts";
@@ -17,7 +16,6 @@ import type { UnderlayRoutes } from "./host/underlay.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
 import { leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "./inputs.ts";
 import * as metrics from "./metrics.ts";
-import { familyOf } from "./plan/address.ts";
 import type { Standing } from "./plan/claims.ts";
 import { Departed } from "./plan/departed.ts";
 import { plan } from "./plan/desired.ts";
@@ -28,6 +26,7 @@ import type { PodRange } from "./plan/pods.ts";
 import { retain } from "./plan/retained.ts";
 import { NodeProblems } from "./problems.ts";
 import { Publication } from "./publication.ts";
+import { Surroundings } from "./surroundings.ts";
 
 /** Milliseconds in which a burst of events becomes one pass. */
 const coalesce = 25;
@@ -60,6 +59,7 @@ export class Agent {
   /** The node's own that its links have, and those that it has no more in its Node but its links still have. */
   #addresses: ReadonlySet<string> = new Set();
   readonly #findings: Findings;
+  readonly #surroundings: Surroundings;
 
   readonly #publication = new Publication();
 
@@ -83,6 +83,7 @@ export class Agent {
     this.#config = config;
     this.#nodes = options.nodes;
     this.#findings = new Findings(log);
+    this.#surroundings = new Surroundings(config, this.#findings);
     this.#host = new Host({
       config,
       hands,
@@ -296,13 +297,8 @@ export class Agent {
     this.#expected = expectation(config.linkName, desired, underlay.gateways, config.flowtable?.devices);
     await host.apply(desired, tunnel);
     if (host.backend) metrics.setBuildInfo(this.#version, host.backend);
-    await host.forwarding(
-      new Set(own.podRanges.map((range) => familyOf(range.subnet))),
-      forwardingLinks(links, config.linkName, own.endpoints, underlay.defaultLinks),
-    );
-    const { cni } = desired;
-    if (cni !== undefined && !config.firewallOnly)
-      await host.attempt("CNI folder", () => reportEarlier(this.#findings, config.cniConfigPath, cni));
+    const forwarding = forwardingLinks(links, config.linkName, own.endpoints, underlay.defaultLinks);
+    await this.#surroundings.look(host, { ...own, cni: desired.cni, forwarding });
     return tunnel !== undefined;
   }
 

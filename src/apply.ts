@@ -23,11 +23,10 @@ import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { diffRoutes, guardsOf, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { command, type Step, summary } from "./host/run.ts";
-import { applyForwarding, applySysctls } from "./host/sysctls.ts";
+import { applySysctls } from "./host/sysctls.ts";
 import { Underlay } from "./host/underlay.ts";
 import { diffIdentity, diffPeers, namedIn, observeTunnel, type Tunnel } from "./host/wireguard.ts";
 import * as metrics from "./metrics.ts";
-import type { Family } from "./plan/address.ts";
 import type { Desired } from "./plan/desired.ts";
 import type { Firewall } from "./plan/firewall.ts";
 import { retainElements, unknownNode } from "./plan/retained.ts";
@@ -74,6 +73,8 @@ export class Host {
   #applied: Desired | undefined;
   /** Whether the firewall's sets keep what they have, as not all is known of the cluster. */
   keepElements = false;
+  /** How often the firewall was observed. */
+  firewallLooks = 0;
   /** Why the pass that is under way is made, for the log. */
   why = "start";
 
@@ -245,16 +246,6 @@ export class Host {
     this.#applied = linked && guarded && filtered && unrouted ? desired : undefined;
   }
 
-  /** Where this plugin connects the pods; beside another one that is the other's. */
-  async forwarding(podFamilies: ReadonlySet<Family>, links: readonly string[]): Promise<void> {
-    const { procSysNet, firewallOnly } = this.#config;
-    if (firewallOnly) return;
-    const perform = (steps: Step[]) => this.perform("forwarding", steps);
-    await this.attempt("forwarding", () =>
-      applyForwarding(procSysNet, podFamilies, links, this.#findings, perform),
-    );
-  }
-
   async annotate(present: Record<string, string>, wanted: Record<string, string | null>): Promise<void> {
     const differing = Object.entries(wanted).filter(([name, value]) => (present[name] ?? null) !== value);
     if (differing.length === 0) return;
@@ -335,16 +326,21 @@ export class Host {
   /** What must hold before the tunnel does: all, but no node is reached by a tunnel that is not there yet. */
   async #applyGuard({ firewall }: Desired): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
-    this.#firewall ??= await observeFirewall(this.#backend);
+    this.#firewall ??= await this.#observeFirewall(this.#backend);
     const standing = new Set(elementsIn(this.#backend, this.#firewall, "nodes"));
     const nodes = firewall.sets.nodes.filter((address) => standing.has(address));
     return await this.#applyFirewall({ ...firewall, sets: { ...firewall.sets, nodes } });
   }
 
+  #observeFirewall(backend: Backend): Promise<ObservedFirewall> {
+    this.firewallLooks++;
+    return observeFirewall(backend);
+  }
+
   async #applyFirewall(wanted: Firewall): Promise<true> {
     this.#backend ??= await chooseBackend(this.#config.firewallBackend);
     const backend = this.#backend;
-    const observed = this.#firewall ?? (await observeFirewall(backend));
+    const observed = this.#firewall ?? (await this.#observeFirewall(backend));
     this.#firewall = undefined;
     const firewall = this.keepElements
       ? retainElements(wanted, (set) => elementsIn(backend, observed, set))
