@@ -20,6 +20,7 @@ import {
 } from "./host/firewall.ts";
 import { diffDevices, observeDevices } from "./host/flowtable.ts";
 import { reportForeign, TranslatedPackets } from "./host/foreign.ts";
+import { reportForeignRules } from "./host/foreignrules.ts";
 import { diffLink, type Link, observeLinks, unfit } from "./host/link.ts";
 import { diffRoutes, guardsOf, type ObservedRoutes, observeRoutes, settledRoutes } from "./host/routes.ts";
 import { command, type Step, summary } from "./host/run.ts";
@@ -207,6 +208,8 @@ export class Host {
     const guarded = await this.attempt("guard", () => this.#applyGuard(desired));
     const observed = await this.attempt("look at routes", () => this.routes());
     if (!observed) return;
+    const own = (await this.links()).flatMap((link) => link.addresses.map((entry) => entry.address));
+    reportForeignRules(this.#findings, observed.rules, desired, own);
     const peers =
       typeof tunnel === "object" &&
       diffPeers(linkName, desired.peers, tunnel, this.#wantedEndpoints, this.#tunnelSeenAt);

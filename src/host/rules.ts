@@ -165,7 +165,7 @@ function commands(verb: "add" | "delete", list: readonly Rule[]): Command[] {
   );
 }
 
-/** What the kernel has once both lists of `diffRules` are done, but for the places of those that were added. */
+/** What the kernel has once both lists of `diffRules` are done. Of equal priorities the one that was added last is last. */
 export function settledRules(desired: readonly Rule[], observed: readonly ObservedRule[]): ObservedRule[] {
   const wanted = new Set(desired.map(ruleKey));
   const present = new Set(observed.map(ruleKey));
@@ -174,7 +174,7 @@ export function settledRules(desired: readonly Rule[], observed: readonly Observ
     ...desired
       .filter((rule) => !present.has(ruleKey(rule)))
       .map((rule) => ({ ...rule, ...plain, table: /lookup (\d+)/.exec(rule.text)?.[1] })),
-  ];
+  ].toSorted((a, b) => a.priority - b.priority);
 }
 
 const plain = {
