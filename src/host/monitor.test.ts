@@ -185,3 +185,41 @@ test.each<[title: string, line: string]>([
 ])("nothing: %s", (_, line) => {
   expect(classify(line, expected)).toBe("none");
 });
+
+describe("addresses of links that are not ours", () => {
+  const addresses = {
+    listed: new Set(["192.0.2.5", "2001:db8:1::5"]),
+    inside: ["10.1.0.0/24"],
+    links: ["lan*"],
+  };
+  const expected = { ...expectation("wigglenet", []), addresses };
+  test.each<[signal: string, line: string]>([
+    // As kube-proxy in IPVS mode has for each Service, and Docker for its bridges.
+    ["later", "[ADDR]5: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0"],
+    ["later", "[ADDR]Deleted 5: kube-ipvs0    inet6 fd00:96::1/128 scope global"],
+    ["later", "[ADDR]6: docker0    inet 172.17.0.1/16 brd 172.17.255.255 scope global docker0"],
+    ["later", "[ADDR]1: lo    inet 198.51.100.1/32 scope global lo"],
+    // Of the Node, wherever it is.
+    ["links", "[ADDR]3: eth0    inet 192.0.2.5/24 brd 192.0.2.255 scope global eth0"],
+    ["links", "[ADDR]Deleted 1: lo    inet6 2001:db8:1::5/128 scope global"],
+    // Of NODE_IP_INTERFACES.
+    ["links", "[ADDR]7: lan0    inet 203.0.113.9/24 scope global lan0"],
+    // In the own pod CIDR: no pod's.
+    ["links", "[ADDR]8: br0    inet 10.1.0.77/32 scope global br0"],
+    ["links", "[ADDR]4: wigglenet    inet 10.9.0.1/32 scope global wigglenet"],
+    ["links", "[LINK]6: docker0: <BROADCAST,UP> mtu 1500"],
+  ])("%s: %s", (signal, line) => {
+    expect(classify(line, expected)).toBe(signal as Signal);
+  });
+
+  test("each may be what an expression asks for", () => {
+    const { addresses: _, ...all } = expected;
+    expect(classify("[ADDR]6: docker0    inet 172.17.0.1/16 scope global docker0", all)).toBe("links");
+  });
+
+  // A link that lost its last address has lost its routes without a word, and copies of them are ours.
+  test("one that goes matters where routes of the underlay do", () => {
+    const line = "[ADDR]Deleted 6: docker0    inet 172.17.0.1/16 scope global docker0";
+    expect(classify(line, { ...expected, followsUnderlay: true })).toBe("everything");
+  });
+});
