@@ -10,7 +10,7 @@ import type { Config } from "./config.ts";
 import { Findings } from "./findings.ts";
 import { readIfThere } from "./host/files.ts";
 import type { Link } from "./host/link.ts";
-import { classify, type Expectation, expectation } from "./host/monitor.ts";
+import { classify, concerned, type Expectation, expectation } from "./host/monitor.ts";
 import type { ObservedRoutes } from "./host/routes.ts";
 import type { UnderlayRoutes } from "./host/underlay.ts";
 import { standing, type Tunnel } from "./host/wireguard.ts";
@@ -186,7 +186,7 @@ export class Agent {
     if (signal === "everything") this.forget("drift");
     else {
       this.#host.forgetLinks();
-      this.mark("links changed");
+      if (signal === "links") this.mark("links changed");
     }
   }
 
@@ -294,7 +294,13 @@ export class Agent {
     if (tunnel !== undefined) this.#standing = desired.standing;
     this.#problems.report(desired.problems);
     this.#count(desired, own.podRanges);
-    this.#expected = expectation(config.linkName, desired, underlay.gateways, config.flowtable?.devices);
+    this.#expected = expectation(
+      config.linkName,
+      desired,
+      underlay.gateways,
+      config.flowtable?.devices,
+      concerned(config, this.#nodes.own, own, this.#addresses),
+    );
     await host.apply(desired, tunnel);
     if (host.backend) metrics.setBuildInfo(this.#version, host.backend);
     const forwarding = forwardingLinks(links, config.linkName, own.endpoints, underlay.defaultLinks);

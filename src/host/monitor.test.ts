@@ -192,7 +192,7 @@ describe("addresses of links that are not ours", () => {
     inside: ["10.1.0.0/24"],
     links: ["lan*"],
   };
-  const expected = { ...expectation("wigglenet", []), addresses };
+  const expected = { ...expectation("wigglenet", { routes: [], rules: [] }, []), addresses };
   test.each<[signal: string, line: string]>([
     // As kube-proxy in IPVS mode has for each Service, and Docker for its bridges.
     ["later", "[ADDR]5: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0"],
@@ -215,11 +215,5 @@ describe("addresses of links that are not ours", () => {
   test("each may be what an expression asks for", () => {
     const { addresses: _, ...all } = expected;
     expect(classify("[ADDR]6: docker0    inet 172.17.0.1/16 scope global docker0", all)).toBe("links");
-  });
-
-  // A link that lost its last address has lost its routes without a word, and copies of them are ours.
-  test("one that goes matters where routes of the underlay do", () => {
-    const line = "[ADDR]Deleted 6: docker0    inet 172.17.0.1/16 scope global docker0";
-    expect(classify(line, { ...expected, followsUnderlay: true })).toBe("everything");
   });
 });

@@ -1,15 +1,21 @@
 /** What the kernel tells of changes, by `ip monitor`, and which of them are drift. */
 import type { Logger } from "pino";
-import { parseAddress } from "../plan/address.ts";
+import type { Config } from "../config.ts";
+import { contains, parseAddress } from "../plan/address.ts";
+import type { OwnNode } from "../plan/desired.ts";
 import { PrefixIndex } from "../plan/lookup.ts";
+import type { NodeObject } from "../plan/node.ts";
 import { matches } from "../plan/own.ts";
 import { lastPriority, type Route, type Rule } from "../plan/routes.ts";
 import { messages, Netlink, protocol as netlink } from "./netlink.ts";
 import { protocol } from "./rules.ts";
 import { gatewaysIn } from "./underlay.ts";
 
-/** What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. */
-export type Signal = "none" | "links" | "everything";
+/**
+ * What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. `later`: at links, when there
+ * is a pass for another reason.
+ */
+export type Signal = "none" | "later" | "links" | "everything";
 
 /** What there should be, as the monitor needs it. */
 export interface Expectation {
@@ -22,6 +28,15 @@ export interface Expectation {
   newGateway: (address: string) => boolean;
   /** Links whose flows are offloaded, by name or how it begins. */
   devices: readonly string[];
+  /** Which addresses of other links than ours matter; undefined: all. */
+  addresses?: {
+    /** Those that the Node lists, or that are its own. */
+    listed: ReadonlySet<string>;
+    /** Those in the own pod CIDRs. */
+    inside: readonly string[];
+    /** Those of these links, by name or how it begins. */
+    links: readonly string[];
+  };
 }
 
 /**
@@ -33,12 +48,14 @@ export function expectation(
   desired: { routes: readonly Route[]; rules: readonly Rule[] },
   gateways: readonly string[],
   devices: readonly string[] = [],
+  addresses?: Expectation["addresses"],
 ): Expectation {
   const known = new Set(gateways);
   const podCidrs = new PrefixIndex(desired.routes.filter((route) => route.type === "unreachable"));
   return {
     link,
     devices,
+    ...(addresses && { addresses }),
     places: new Set(
       desired.routes.map(({ table, prefix, type }) => place(table, prefix, type === "unreachable")),
     ),
@@ -68,14 +85,44 @@ export function classify(line: string, expected: Expectation): Signal {
   if (label === "RULE") return classifyRule(text, deleted !== undefined, expected);
   if (label === "ROUTE") return classifyRoute(text, deleted !== undefined, expected);
   const name = /^\d+: ([^\s@:]+)/.exec(text)?.[1] ?? "";
-  // Its routes stay whatever becomes of its addresses.
-  if (name === "lo" && label === "ADDR") return "links";
   // Pods' links come and go all the time, and nothing else of ours depends on them.
-  if (name.startsWith("veth") || name === "lo")
+  if (name.startsWith("veth") || (name === "lo" && label === "LINK"))
     return label === "LINK" && expected.devices.some((device) => matches(name, device)) ? "links" : "none";
+  if (label === "ADDR" && !concerns(text, name, expected)) return "later";
+  // Its routes stay whatever becomes of its addresses.
+  if (name === "lo") return "links";
   const lost = deleted !== undefined || (label === "LINK" && !/<[^>]*\bUP\b[^>]*>/.test(text));
   // A link that went down, or that lost its last address, has lost its IPv4 routes without a word.
   return lost && name === expected.link ? "everything" : "links";
+}
+
+/** Whether an address is one that decides what we do. */
+function concerns(text: string, name: string, { link, addresses }: Expectation): boolean {
+  const [, address = ""] = / inet6? ([0-9a-f.:]+)/.exec(text) ?? [];
+  // An address that it does not tell may be any.
+  if (addresses === undefined || name === link || address === "") return true;
+  return (
+    addresses.listed.has(address) ||
+    addresses.links.some((each) => matches(name, each)) ||
+    addresses.inside.some((prefix) => contains(prefix, address))
+  );
+}
+
+/** The addresses, of whatever link, on which it depends what this node does. @param known those that it had */
+export function concerned(
+  config: Pick<Config, "podCidrSource" | "nodeIpInterfaces">,
+  node: NodeObject | undefined,
+  own: Pick<OwnNode, "podRanges" | "endpoints">,
+  known: Iterable<string>,
+): Expectation["addresses"] {
+  // An expression may ask for each.
+  if (Object.values(config.podCidrSource).includes("expression")) return undefined;
+  const listed = node?.status?.addresses?.map(({ address }) => parseAddress(address) ?? "") ?? [];
+  return {
+    listed: new Set([...listed, ...own.endpoints, ...known]),
+    inside: own.podRanges.map((range) => range.subnet),
+    links: config.nodeIpInterfaces,
+  };
 }
 
 function classifyRule(text: string, deleted: boolean, expected: Expectation): Signal {
