@@ -153,6 +153,7 @@ test(
       const [{ wireguard }, publicKey] = await Promise.all([stateOf(first), key(node)]);
       return wireguard.find((line) => line.startsWith(publicKey))!.includes(prefix);
     };
+    const peersNow = async () => (await stateOf(first)).wireguard.join("\n");
     const at = async (node: LightNode, ipv4: string): Promise<Host> => {
       await node.namespace.ip(`address add ${ipv4}/32 dev lo`);
       return { name: `${node.name} at ${ipv4}`, addresses: { ipv4 }, place: node.place };
@@ -173,12 +174,12 @@ test(
       // For a moment both have it.
       await say(taker, moving.slice(0, index + 1));
       await say(giver, [...moving.slice(index + 1), ...going]);
-      await until(`${prefix} to have moved`, () => owned(taker, prefix));
+      await until(`${prefix} to have moved`, () => owned(taker, prefix), { why: peersNow });
       expect(await lab.unreached([[a, await at(taker, `10.99.${index + 1}.3`)]])).toEqual([]);
     }
     for (const [index, prefix] of going.entries()) {
       await say(giver, going.slice(index + 1));
-      await until(`${prefix} to be gone`, async () => !(await owned(giver, prefix)));
+      await until(`${prefix} to be gone`, async () => !(await owned(giver, prefix)), { why: peersNow });
     }
     expect(await running.lost()).toEqual([]);
     // A peer that gets a prefix is written anew, and has none for some microseconds: a packet each time at the most, and
@@ -192,9 +193,15 @@ test(
       await node.$`ip address flush dev lo scope global`;
       node.startAgent();
     }
-    await until("the peers to be what they were", async () =>
-      Bun.deepEquals((await stateOf(first)).wireguard, before.wireguard),
-    );
+    let after = before.wireguard;
+    await until(
+      "the peers to be what they were",
+      async () => {
+        after = (await stateOf(first)).wireguard;
+        return Bun.deepEquals(after, before.wireguard);
+      },
+      { timeout: 20_000 },
+    ).catch(() => expect(after).toEqual(before.wireguard));
   },
   60_000 * patience,
 );
