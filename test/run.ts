@@ -31,7 +31,7 @@ await step("check", ["bun", "run", "check"]);
 await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
-const others = /^test\/(lab|vm|wholenode|demo|release|scale|churn|claims-generated|manifests-server)/;
+const others = /^test\/(lab|vm|wholenode|demo|release|scale|churn|claims-generated|manifests-server|restore)/;
 const lightNodes = glob("test/**/*.test.ts").filter((file) => !others.test(file));
 
 const results = [
@@ -54,7 +54,10 @@ const results = [
       [{ name: "whole nodes", files: [...glob("test/wholenode*.test.ts"), "test/demo.test.ts"] }],
       [
         // Which wait most of their time.
-        { name: "churn", files: ["test/churn.test.ts", "test/claims-generated.test.ts"] },
+        {
+          name: "churn",
+          files: ["test/churn.test.ts", "test/claims-generated.test.ts", "test/restore.test.ts"],
+        },
         { name: "light nodes 2", files: lightNodes.slice(half), controlPlane: other },
       ],
     )),

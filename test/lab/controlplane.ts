@@ -1,5 +1,5 @@
 /** etcd, kube-apiserver, kube-controller-manager and, for whole nodes, kube-scheduler: real ones, in the underlay's router namespace. */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { $ as zx } from "zx";
 import { Api } from "./api.ts";
 import { kubernetes, tool } from "./cache.ts";
@@ -48,6 +48,7 @@ export class ControlPlane implements AsyncDisposable {
   #parts = new AsyncDisposableStack();
   readonly #pki: Pki | undefined;
   readonly #startServer: () => Service;
+  #store: { dir: string; service: Service; start: () => Service } | undefined;
   #server: Service | undefined;
 
   private constructor(underlay: Underlay, access: ControlPlaneAccess, startServer: () => Service, pki?: Pki) {
@@ -97,7 +98,8 @@ export class ControlPlane implements AsyncDisposable {
       ];
     };
 
-    stack.use(start("etcd", etcdFlags(dir)));
+    const startEtcd = () => start("etcd", etcdFlags(dir));
+    const etcd = startEtcd();
     const forward = Bun.spawn(
       [tool("enter"), "forward", "127.0.0.1", "0", String(router.pid), "127.0.0.1", "6443"],
       {
@@ -120,7 +122,11 @@ export class ControlPlane implements AsyncDisposable {
     };
     const startServer = () => start("kube-apiserver", serverFlags(`${dir}/pki`, families));
     const controlPlane = new ControlPlane(underlay, access, startServer, pki);
-    stack.defer(() => controlPlane.stopServer());
+    controlPlane.#store = { dir: `${dir}/etcd`, service: etcd, start: startEtcd };
+    stack.defer(async () => {
+      await controlPlane.stopServer();
+      await controlPlane.#store?.service.stop("SIGKILL");
+    });
     stack.use(
       start("kube-controller-manager", [
         ...config("controller-manager"),
@@ -193,6 +199,29 @@ export class ControlPlane implements AsyncDisposable {
   async startServer(): Promise<void> {
     this.#server ??= this.#startServer();
     await this.ready();
+  }
+
+  /** Copies what the API server knows, to restore it later. */
+  async backUp(): Promise<void> {
+    await this.#withoutStore((dir) => cpSync(dir, `${dir}-backup`, { recursive: true }));
+  }
+
+  /** As after a disaster: what the API server knows, its revision too, is what it was at the last `backUp`. */
+  async restore(): Promise<void> {
+    await this.#withoutStore((dir) => {
+      rmSync(dir, { recursive: true });
+      cpSync(`${dir}-backup`, dir, { recursive: true });
+    });
+  }
+
+  async #withoutStore(change: (dir: string) => void): Promise<void> {
+    const store = this.#store;
+    if (!store) throw new Error("the store of an attached control plane is elsewhere");
+    await this.stopServer();
+    await store.service.stop("SIGTERM");
+    change(store.dir);
+    store.service = store.start();
+    await this.startServer();
   }
 
   async ready(timeout = 60_000): Promise<void> {
