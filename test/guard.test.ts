@@ -40,21 +40,20 @@ async function load(): Promise<AsyncDisposable> {
 }
 
 describe("nothing in the clear", () => {
-  test("while a node that is fresh starts its agent and pods elsewhere send to it already", async () => {
+  test("while a node is fresh: from when the others know it, which is before its first pod starts", async () => {
     await using capture = await lab.capture();
     const fresh = await lab.addNode({}, { agent: false });
     const [ipv4 = "", ipv6 = ""] = await fresh.podCIDRs();
+    fresh.startAgent();
     await until("the others to know of it", async () =>
-      (await nodes[0].namespace.run(["ip", "route", "show", "table", "all", "type", "unreachable"])).includes(
-        ipv4,
-      ),
+      (
+        await nodes[0].namespace.run(["ip", "route", "show", "type", "unreachable", "table", "24600"])
+      ).includes(ipv4),
     );
     const first = [ipv4.replace(/0\/24$/, "2"), ipv6.replace(/\/64$/, "2")];
     const streams = await Promise.all(
       first.map((address) => pods[0].place.stream({ protocol: "udp", address, rate: 200 })),
     );
-    await sleep(300);
-    fresh.startAgent();
     await fresh.ready();
     const pod = await fresh.pod("p");
     await until("the streams to arrive", async () =>
