@@ -5,6 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { version } from "../package.json";
 import { annotation, annotationsOf } from "../src/plan/node.ts";
+import type { ApiObject } from "./lab/api.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
 import type { Host } from "./lab/namespace.ts";
@@ -198,6 +199,17 @@ test("nothing was lost between the pods meanwhile", async () => {
   const counts = await Promise.all(streams.map((stream) => stream.stop()));
   expect(Math.min(...counts.map(({ received }) => received))).toBeGreaterThan(100);
   expect(counts.map(({ lost }) => lost)).toEqual(counts.map(() => 0));
+});
+
+test("an API server that no agent talks to: no pod CIDR takes it either", async () => {
+  const slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+  const { endpoints } = await lab.controlPlane.api.get<ApiObject & { endpoints: object[] }>(slice);
+  // The API server puts its own list back within some seconds.
+  const more = { ...endpoints[0], addresses: ["198.51.100.77"] };
+  await lab.controlPlane.api.patch(slice, { endpoints: [...endpoints, more] });
+  const lines = await claimed({ podCidrs: ["198.51.100.77/32"] });
+  expect(lines).toEqual(lines.map(() => "pod CIDR 198.51.100.77/32: it is an address of the API server"));
+  await disclaimed();
 });
 
 describe("the same pod CIDRs of two nodes", () => {

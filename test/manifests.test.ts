@@ -110,7 +110,7 @@ function hostPaths(manifest: string): unknown[] {
   return podOf(manifest).volumes.map(({ hostPath }) => hostPath?.path);
 }
 
-const rights = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"];
+const rights = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
 const admission = "ValidatingAdmissionPolicy";
 /** Of values, and of the Node. */
 const policy = [admission, admission, `${admission}Binding`, `${admission}Binding`];
