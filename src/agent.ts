@@ -40,7 +40,8 @@ export class Agent {
   readonly #log: Logger;
   readonly #publicKey: string | null;
   readonly #version: string;
-  readonly #reserved: string[];
+  /** The address that this agent talks to, and where else API servers are. */
+  #reserved: { used: readonly string[]; others: readonly string[] };
 
   #podRanges: PodRange[] | undefined;
   /** Undefined before the first pass. */
@@ -95,7 +96,7 @@ export class Agent {
     this.#problems = new NodeProblems(log);
     this.#publicKey = publicKey;
     this.#version = options.version;
-    this.#reserved = options.reserved;
+    this.#reserved = { used: options.reserved, others: [] };
     this.#log = log;
   }
 
@@ -163,6 +164,13 @@ export class Agent {
 
   report(...finding: Parameters<Findings["report"]>): void {
     this.#findings.report(...finding);
+  }
+
+  /** API servers are at these addresses too: no pod CIDR of another node may take them. */
+  reserve(addresses: readonly string[]): void {
+    if (Bun.deepEquals(addresses, this.#reserved.others)) return;
+    this.#reserved = { ...this.#reserved, others: addresses };
+    this.mark("API servers");
   }
 
   /** Something changed that is known already; a pass is due. */
@@ -279,7 +287,7 @@ export class Agent {
       standing: this.#standing ?? standing({ peers: new Map() }),
       underlay,
       departed: this.#departedClaims(routes, own.podRanges),
-      reserved: this.#reserved,
+      reserved: [...new Set([...this.#reserved.used, ...this.#reserved.others])],
       whole: this.#nodes.whole,
     });
     host.keepElements = !this.#nodes.whole;
@@ -338,10 +346,11 @@ export class Agent {
     gateways: readonly string[],
   ): Promise<PodRange[] | undefined> {
     const { podCidrSourcePath: path, podCidrSource } = this.#config;
+    const taken = [...gateways, ...this.#reserved.used, ...this.#reserved.others];
     const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
     const compute = async () => {
       const podCidrFile = fromFile ? { path, content: await readIfThere(path) } : undefined;
-      return ownPodRanges(node, links, { ...this.#config, podCidrFile }, gateways);
+      return ownPodRanges(node, links, { ...this.#config, podCidrFile }, taken);
     };
     const computed = await (this.#podRanges === undefined
       ? compute()

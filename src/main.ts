@@ -7,6 +7,7 @@ import { Agent } from "./agent.ts";
 import type { Hands } from "./apply.ts";
 import { install, uninstall } from "./cli/install.ts";
 import { withoutKlogFlags } from "./cli/klog.ts";
+import { followApiServers } from "./cluster/apiservers.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, parseBool, readConfig } from "./config.ts";
@@ -135,7 +136,8 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
   const kernel = [monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal)];
   if (!config.firewallOnly) watchCniFolder(config.cniConfigPath, () => agent.mark("CNI folder"), stop.signal);
   const cluster = nodes.run(stop.signal);
-  await Promise.race([Promise.all([...kernel, cluster]), agent.run(stop.signal)]);
+  const servers = followApiServers(client, log, (addresses) => agent.reserve(addresses), stop.signal);
+  await Promise.race([Promise.all([...kernel, cluster, servers]), agent.run(stop.signal)]);
   process.exit(0);
 }
 

@@ -78,7 +78,7 @@ export function matches(name: string, pattern: string): boolean {
 
 /**
  * The pod CIDRs of this node by their sources, each with the addresses that pods get.
- * @param gateways of the node's routes: of a /64 that is on the link, the provider's router may have one
+ * @param taken gateways of the node's routes and API servers: of a /64 that is on the link, each may have an address
  * @returns an empty list while the Node has none yet in its spec and no other source gives any
  * @throws Error with the source, what it gave, and what would be right
  */
@@ -86,7 +86,7 @@ export function ownPodRanges(
   node: NodeObject,
   links: readonly NodeLink[],
   settings: OwnSettings,
-  gateways: readonly string[] = [],
+  taken: readonly string[] = [],
 ): PodRange[] {
   const own = nodeLinks(links, settings.linkName);
   // Both families at once: a pod that starts with what is there already would never get an address of the other.
@@ -118,7 +118,7 @@ export function ownPodRanges(
       );
   }
   const addresses = own.flatMap((link) => link.addresses.map((entry) => entry.address));
-  const excluded = [...addresses, ...gateways];
+  const excluded = [...addresses, ...taken];
   const distinct = [...new Set(prefixes)].sort(compareAddresses);
   // In this order a prefix comes right after one that contains it.
   const inner = distinct.findIndex((prefix, index) => index > 0 && overlaps(distinct[index - 1]!, prefix));
