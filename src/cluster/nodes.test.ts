@@ -1,34 +1,9 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { annotationsOf } from "../plan/node.ts";
 import { FakeApi, type FakeNode, failure, fakeNode, until } from "./fake-api.ts";
+import { key, ours, theirs } from "./fixtures/nodes.ts";
 import { ClusterNodes } from "./nodes.ts";
 
 setDefaultTimeout(30_000);
-
-const key = (n: number) => Buffer.alloc(32, n).toString("base64");
-
-/** Node number n with an agent of our kind. */
-function ours(n: number, tweak: { podCidrs?: string[]; publicKey?: string | null } = {}): FakeNode {
-  const annotations = annotationsOf({
-    version: "1.0.0",
-    publicKey: key(n),
-    podCidrs: [`10.1.${n}.0/24`],
-    addresses: [`192.0.2.${n}`],
-    endpoints: [`192.0.2.${n}`],
-    ...tweak,
-  });
-  const written = Object.entries(annotations).filter(([, value]) => value !== null);
-  return fakeNode(`n${n}`, Object.fromEntries(written) as Record<string, string>);
-}
-
-/** Node number n with an agent of the Go implementation. */
-function theirs(n: number): FakeNode {
-  return {
-    ...fakeNode(`n${n}`, { "wigglenet/public-key": key(n), "wigglenet/node-ips": "[]" }),
-    spec: { podCIDRs: [`10.1.${n}.0/24`] },
-    status: { addresses: [{ type: "InternalIP", address: `192.0.2.${n}` }] },
-  };
-}
 
 describe("following the Nodes", () => {
   let api: FakeApi;

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { FakeApi, failure, fakeNode, until } from "./fake-api.ts";
-import type { ApiObject } from "./list.ts";
-import { backoff, follow, lines, type Timing } from "./reflector.ts";
+import { type FakeApi, failure, fakeNode, until } from "./fake-api.ts";
+import { FollowedNodes } from "./fixtures/followed.ts";
+import { backoff, lines } from "./reflector.ts";
 
 setDefaultTimeout(30_000);
 
@@ -33,67 +33,20 @@ test("lines, however they arrive, and characters of several bytes", async () => 
 });
 
 describe("following", () => {
+  let nodes: FollowedNodes;
   let api: FakeApi;
-  let stop: AbortController;
-  let running: Promise<void> | undefined;
-  /** What the follower was told, in short: `=n1,n2`, `+n3`, `-n1`. */
   let told: string[];
-  /** How long a row of attempts was when it was waited. */
   let waits: number[];
-  /** Throws where the follower is at fault. */
-  let fault: (word: string) => void;
 
   beforeEach(() => {
-    api = new FakeApi(fakeNode("n1"), fakeNode("n2"), fakeNode("n3"));
-    stop = new AbortController();
-    told = [];
-    waits = [];
-    fault = () => undefined;
+    nodes = new FollowedNodes();
+    ({ api, told, waits } = nodes);
   });
 
-  const names = (items: ApiObject[]) => items.map((item) => item.metadata.name).join(",");
-  function tell(word: string): void {
-    fault(word);
-    told.push(word);
-  }
-
-  afterEach(async () => {
-    stop.abort();
-    await running;
-    await api[Symbol.asyncDispose]();
-  });
-
-  function start(timing: Partial<Timing> = {}): void {
-    const collection = { client: api.client(), path: "/api/v1/nodes", metadataOnly: true, log: api.log };
-    running = follow<ApiObject>(
-      collection,
-      {
-        provisional: (items) => told.push(`?${names(items)}`),
-        replaced: (items) => tell(`=${names(items)}`),
-        changed: (item) => tell(`+${item.metadata.name}`),
-        removed: (item) => tell(`-${item.metadata.name}`),
-      },
-      stop.signal,
-      {
-        silence: 60_000,
-        brief: 0,
-        catchUp: 1,
-        restored: 0,
-        wait: (attempts) => {
-          waits.push(attempts);
-          return 1;
-        },
-        ...timing,
-      },
-    );
-  }
-
-  const toBeTold = (...expected: string[]) =>
-    until(`told ${expected.join(" ")}, but ${told.join(" ")}`, () => told.join(" ") === expected.join(" "));
-  const lists = () => api.said.filter((request) => request === "list").length;
+  afterEach(() => nodes[Symbol.asyncDispose]());
 
   test("pages by continue tokens, then a watch from the list's version", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     expect(told).toEqual(["=n1,n2,n3"]);
     expect(api.said).toEqual(["revision", "list", "list from 2", "watch from 103"]);
@@ -111,59 +64,59 @@ describe("following", () => {
   });
 
   test("added, changed, removed", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.put(fakeNode("n4"));
     api.put(fakeNode("n1"));
     api.remove("n2");
-    await toBeTold("=n1,n2,n3", "+n4", "+n1", "-n2");
+    await nodes.toBeTold("=n1,n2,n3", "+n4", "+n1", "-n2");
   });
 
   test("the end of a watch: on from the last version, a bookmark's too, without a list or a word", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.put(fakeNode("n4"));
-    await toBeTold("=n1,n2,n3", "+n4");
+    await nodes.toBeTold("=n1,n2,n3", "+n4");
     api.compact();
     api.bookmark();
     api.end();
     await until("watching again", () => api.said.includes("watch from 105"));
     api.put(fakeNode("n5"));
-    await toBeTold("=n1,n2,n3", "+n4", "+n5");
-    expect([lists(), api.logged, waits]).toEqual([1, [], []]);
+    await nodes.toBeTold("=n1,n2,n3", "+n4", "+n5");
+    expect([nodes.lists(), api.logged, waits]).toEqual([1, [], []]);
   });
 
   test("a dropped connection: on from the last version, nothing twice, nothing lost", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.put(fakeNode("n4"));
-    await toBeTold("=n1,n2,n3", "+n4");
+    await nodes.toBeTold("=n1,n2,n3", "+n4");
     api.drop();
     api.remove("n1");
-    await toBeTold("=n1,n2,n3", "+n4", "-n1");
-    expect(lists()).toBe(1);
+    await nodes.toBeTold("=n1,n2,n3", "+n4", "-n1");
+    expect(nodes.lists()).toBe(1);
   });
 
   test("410 when the watch is opened: a new list", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.remove("n1");
-    await toBeTold("=n1,n2,n3", "-n1");
+    await nodes.toBeTold("=n1,n2,n3", "-n1");
     api.put(fakeNode("n4"));
     api.compact();
     api.drop();
     await until("listed again", () => told.at(-1) === "=n2,n3,n4");
     await until("watching", () => api.watching === 1);
-    expect(lists()).toBe(2);
+    expect(nodes.lists()).toBe(2);
     // Nothing is wrong with that: an idle cluster's versions expire.
     expect(api.logged.filter((line) => line.includes("back"))).toEqual([]);
   });
 
   test("410 as an event of the watch: a new list", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}\n`);
-    await toBeTold("=n1,n2,n3", "=n1,n2,n3");
+    await nodes.toBeTold("=n1,n2,n3", "=n1,n2,n3");
     expect(api.logged).toEqual([]);
   });
 
@@ -174,25 +127,25 @@ describe("following", () => {
       first = false;
       return failure(410, "the provided continue parameter is too old");
     };
-    start();
-    await toBeTold("=n1,n2,n3");
+    nodes.start();
+    await nodes.toBeTold("=n1,n2,n3");
     const attempt = ["revision", "list", "list from 2"];
     expect(api.said.slice(0, 6)).toEqual([...attempt, ...attempt]);
   });
 
   test("410 for ever is waited for, and not a new list each time at once", async () => {
     api.intercept = (url) => (url.searchParams.has("watch") ? failure(410, "too old") : undefined);
-    start();
+    nodes.start();
     await until("five attempts", () => waits.length >= 5);
     expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
   });
 
   test("an ERROR event of another kind: on from the last version, not from where the watch began", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.remove("n1");
     api.put(fakeNode("n1"));
-    await toBeTold("=n1,n2,n3", "-n1", "+n1");
+    await nodes.toBeTold("=n1,n2,n3", "-n1", "+n1");
     api.say(
       `{"type":"ERROR","object":{"kind":"Status","code":500,"message":"etcdserver: leader changed"}}\n`,
     );
@@ -209,7 +162,7 @@ describe("following", () => {
     ["an event without an object", `{"type":"ADDED"}\n`],
     ["an ERROR without a code", `{"type":"ERROR","object":{}}\n`],
   ])("%s in the watch is a broken watch", async (_, line) => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     api.say(line);
     await until(
@@ -217,7 +170,7 @@ describe("following", () => {
       () => api.said.filter((request) => request === "watch from 103").length === 2,
     );
     api.put(fakeNode("n4"));
-    await toBeTold("=n1,n2,n3", "+n4");
+    await nodes.toBeTold("=n1,n2,n3", "+n4");
   });
 
   test.each<[title: string, answer: () => Response]>([
@@ -228,7 +181,7 @@ describe("following", () => {
   ])("a list that gives %s is tried again, and told once", async (_, answer) => {
     let times = 0;
     api.intercept = () => (times++ < 3 ? answer() : undefined);
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     await until("back", () => api.logged.length === 4);
     expect(told).toEqual(["=n1,n2,n3"]);
@@ -242,14 +195,14 @@ describe("following", () => {
   });
 
   test("a server that goes away and comes back: nothing is forgotten, what happened meanwhile arrives", async () => {
-    start();
+    nodes.start();
     await until("watching", () => api.watching === 1);
     await api.stop();
     await until("missed", () => waits.length >= 3);
     api.put(fakeNode("n4"));
     api.start();
-    await toBeTold("=n1,n2,n3", "+n4");
-    expect(lists()).toBe(1);
+    await nodes.toBeTold("=n1,n2,n3", "+n4");
+    expect(nodes.lists()).toBe(1);
     expect(api.logged.filter((line) => !line.startsWith("debug"))).toEqual([
       "warn: cannot follow",
       "info: the API server is back",
@@ -258,23 +211,23 @@ describe("following", () => {
 
   test("a server that is away at the start", async () => {
     await api.stop();
-    start();
+    nodes.start();
     await until("missed", () => waits.length >= 3);
     expect(told).toEqual([]);
     api.start();
-    await toBeTold("=n1,n2,n3");
+    await nodes.toBeTold("=n1,n2,n3");
   });
 
   test("a server that ends every watch at once is waited for longer and longer", async () => {
     api.intercept = (url) => (url.searchParams.has("watch") ? new Response("") : undefined);
-    start({ brief: 1_000 });
+    nodes.start({ brief: 1_000 });
     await until("five attempts", () => waits.length >= 5);
     expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
-    expect(lists()).toBe(1);
+    expect(nodes.lists()).toBe(1);
   });
 
   test("a watch of the usual length starts the row anew", async () => {
-    start({ brief: 30 });
+    nodes.start({ brief: 30 });
     for (const name of ["n4", "n5", "n6"]) {
       await until("watching", () => api.watching === 1);
       api.put(fakeNode(name));
@@ -287,7 +240,7 @@ describe("following", () => {
   });
 
   test("a silent connection is given up, and one that speaks is not", async () => {
-    start({ silence: 1_000 });
+    nodes.start({ silence: 1_000 });
     await until("watching", () => api.watching === 1);
     for (let word = 0; word < 8; word += 1) {
       await Bun.sleep(150);
@@ -300,176 +253,7 @@ describe("following", () => {
       () => api.said.filter((request) => request.startsWith("watch")).length === 2,
     );
     api.put(fakeNode("n4"));
-    await toBeTold("=n1,n2,n3", "+n4");
-  });
-
-  describe("a cache that is behind", () => {
-    test("its list counts as complete once the watch has reached the revision: by an event", async () => {
-      api.freezeCache();
-      api.remove("n1");
-      api.put(fakeNode("n4"));
-      start();
-      await until("watching", () => api.watching === 1);
-      expect(told).toEqual(["?n1,n2,n3"]);
-      api.thawCache();
-      await toBeTold("?n1,n2,n3", "=n2,n3,n4");
-      api.put(fakeNode("n5"));
-      await toBeTold("?n1,n2,n3", "=n2,n3,n4", "+n5");
-    });
-
-    test("or by a bookmark, for which the watch is short; then by one of the usual length", async () => {
-      api.freezeCache();
-      api.advance();
-      start();
-      await until("watching", () => api.watching === 1);
-      api.thawCache();
-      api.bookmark();
-      await toBeTold("?n1,n2,n3", "=n1,n2,n3");
-      api.end();
-      await until("watching again", () => api.said.at(-1) === "watch from 104");
-      const seconds = api.requests.map((url) => url.searchParams.get("timeoutSeconds")).filter(Boolean);
-      expect(seconds.map((each) => Number(each) > 1)).toEqual([false, true]);
-    });
-
-    test("in the place of a watch that expired nothing of its list is told before, and events are kept", async () => {
-      start();
-      await until("watching", () => api.watching === 1);
-      api.freezeCache();
-      api.remove("n2");
-      api.put(fakeNode("n4"));
-      api.put(fakeNode("n5"));
-      api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}\n`);
-      await until("listed again", () => lists() === 2);
-      await until("watching", () => api.watching === 1);
-      expect(told).toEqual(["=n1,n2,n3"]);
-      api.thawCache();
-      await toBeTold("=n1,n2,n3", "=n1,n3,n4,n5");
-    });
-
-    test("that never says how far it is leaves what is known as it is", async () => {
-      api.freezeCache();
-      api.advance();
-      start();
-      for (let round = 0; round < 3; round += 1) {
-        await until("watching", () => api.watching === 1);
-        api.end();
-      }
-      await until("watching", () => api.watching === 1);
-      expect([told, lists()]).toEqual([["?n1,n2,n3"], 1]);
-    });
-  });
-
-  describe("a revision that went back, as after a restore", () => {
-    const back = "warn: the API server's revision went back";
-    const warned = () => api.logged.filter((line) => line.startsWith(back));
-
-    test("is noticed when the connection ends, and what nodes say is taken over when they had time to say it anew", async () => {
-      start({ restored: 400 });
-      await until("watching", () => api.watching === 1);
-      const backup = api.snapshot();
-      api.put(fakeNode("n4"));
-      api.put(fakeNode("n5"));
-      api.remove("n1");
-      await toBeTold("=n1,n2,n3", "+n4", "+n5", "-n1");
-      const before = told.length;
-      api.restore(backup);
-      await until("noticed", () => warned().length === 1);
-      await until("watching", () => api.watching === 1);
-      // Its kubelet registers n4 anew.
-      api.put(fakeNode("n4"));
-      api.remove("n2");
-      await Bun.sleep(150);
-      expect(told.slice(before)).toEqual(["?n1,n2,n3", "?n4"]);
-      await until("watching", () => api.watching === 1);
-      await until("taken over", () => {
-        api.advance();
-        api.bookmark();
-        return told.at(-1)?.startsWith("=") === true;
-      });
-      expect(told.at(-1)).toBe("=n1,n3,n4");
-      api.put(fakeNode("n6"));
-      await until("on", () => told.at(-1) === "+n6");
-      expect(warned()).toHaveLength(1);
-    });
-
-    test("is noticed after a silence, too, where the connection stays", async () => {
-      start({ silence: 300 });
-      await until("watching", () => api.watching === 1);
-      for (let n = 4; n < 9; n += 1) api.put(fakeNode(`n${n}`));
-      await until("told", () => told.at(-1) === "+n8");
-      // The server answers by what it has now, and the watch hears of nothing.
-      api.intercept = (url) =>
-        url.searchParams.has("watch")
-          ? undefined
-          : Response.json({ items: [fakeNode("n2")], metadata: { resourceVersion: "90" } });
-      await until("noticed", () => warned().length === 1);
-      await until("taken over", () => told.at(-1) === "=n2");
-    });
-
-    test("a server that is only behind the others is none", async () => {
-      start();
-      await until("watching", () => api.watching === 1);
-      api.put(fakeNode("n4"));
-      await toBeTold("=n1,n2,n3", "+n4");
-      api.freezeCache();
-      api.put(fakeNode("n5"));
-      api.end();
-      await until("watching", () => api.watching === 1);
-      api.thawCache();
-      await toBeTold("=n1,n2,n3", "+n4", "+n5");
-      expect([warned(), lists()]).toEqual([[], 1]);
-    });
-  });
-
-  describe("a follower that throws", () => {
-    const faults = () => api.logged.filter((line) => line.startsWith("error: "));
-
-    test("is logged once, and has the event again; others are told meanwhile", async () => {
-      let broken = true;
-      fault = (word) => {
-        if (word === "+n4" && broken) throw new Error("a bug");
-      };
-      start();
-      await until("watching", () => api.watching === 1);
-      api.put(fakeNode("n4"));
-      for (const name of ["n5", "n6", "n7"]) api.put(fakeNode(name));
-      await toBeTold("=n1,n2,n3", "+n5", "+n6", "+n7");
-      expect(faults()).toHaveLength(1);
-      broken = false;
-      api.put(fakeNode("n8"));
-      await toBeTold("=n1,n2,n3", "+n5", "+n6", "+n7", "+n4", "+n8");
-      expect([faults().length, waits, lists()]).toEqual([1, [], 1]);
-    });
-
-    test("of one object it has what is newest", async () => {
-      fault = (word) => {
-        if (word === "+n4") throw new Error("a bug");
-      };
-      start();
-      await until("watching", () => api.watching === 1);
-      api.put(fakeNode("n4"));
-      api.remove("n4");
-      api.put(fakeNode("n5"));
-      await toBeTold("=n1,n2,n3", "-n4", "+n5");
-    });
-
-    test("at a list: it has the list again, with what happened meanwhile", async () => {
-      let broken = true;
-      fault = (word) => {
-        if (word.startsWith("=") && broken) throw new Error("a bug");
-      };
-      start();
-      await until("watching", () => api.watching === 1);
-      expect([told, faults().length]).toEqual([[], 1]);
-      api.put(fakeNode("n4"));
-      broken = false;
-      await until("told again", () => {
-        api.advance();
-        api.bookmark();
-        return told.length > 0;
-      });
-      expect([told, faults().length, lists()]).toEqual([["=n1,n2,n3,n4"], 1, 1]);
-    });
+    await nodes.toBeTold("=n1,n2,n3", "+n4");
   });
 
   test("memory and connections stay as they are over 1,000 reconnects", async () => {
@@ -493,10 +277,10 @@ describe("following", () => {
 
   test("it ends when it is told to, in a wait too", async () => {
     await api.stop();
-    start({ wait: () => 60_000 });
+    nodes.start({ wait: () => 60_000 });
     await until("missed", () => api.logged.length > 0);
-    stop.abort();
-    await running;
+    nodes.stop.abort();
+    await nodes.running;
     expect(told).toEqual([]);
   });
 });

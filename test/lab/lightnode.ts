@@ -9,6 +9,7 @@ import { gatePath } from "../../src/plan/cni.ts";
 import type { Api, Node } from "./api.ts";
 import { tool } from "./cache.ts";
 import type { ControlPlane } from "./controlplane.ts";
+import { initScript, systemdScript } from "./lightnode-init.ts";
 import { type Addresses, type Host, Namespace } from "./namespace.ts";
 import { kubeconfig } from "./pki.ts";
 import { Place } from "./place.ts";
@@ -368,35 +369,3 @@ export class LightNode implements Host, AsyncDisposable {
     });
   }
 }
-
-// $1 name, $2 disk
-const initScript = `
-hostname "$1"
-for d in etc var opt; do
-  mkdir -p "$2/$d" "$2/$d.work"
-  mount -t overlay -o "lowerdir=/$d,upperdir=$2/$d,workdir=$2/$d.work" overlay "/$d"
-done
-mkdir -p /etc/cni/net.d /etc/wigglenet /etc/kubernetes/wigglenet /var/lib/cni
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/netns /run/lock /run/wireguard
-: > /run/booted
-`;
-
-/** The rest of a boot by systemd, without the machine's own services. */
-const systemdScript = `
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-echo "$1" > /etc/hostname
-rm -rf /etc/systemd/system/*
-for unit in getty.target systemd-udevd systemd-udev-trigger systemd-logind dbus.socket dbus systemd-sysctl systemd-hwdb-update \
-  systemd-update-utmp systemd-update-utmp-runlevel systemd-binfmt systemd-modules-load systemd-random-seed systemd-sysusers \
-  systemd-tmpfiles-setup systemd-tmpfiles-setup-dev systemd-journal-flush dev-hugepages.mount dev-mqueue.mount \
-  sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
-  systemd-remount-fs systemd-machine-id-commit modprobe@configfs modprobe@drm modprobe@efi_pstore modprobe@fuse; do
-  case $unit in *.*) ;; *) unit=$unit.service ;; esac
-  ln -s /dev/null "/etc/systemd/system/$unit"
-done
-mkdir -p /run/log/journal
-exec env container=lab /lib/systemd/systemd --unit=multi-user.target --log-target=null
-`;
