@@ -11,6 +11,7 @@ import { followApiServers } from "./cluster/apiservers.ts";
 import { ApiClient } from "./cluster/client.ts";
 import { ClusterNodes } from "./cluster/nodes.ts";
 import { type Config, ConfigError, parseBool, readConfig } from "./config.ts";
+import type { Finding } from "./findings.ts";
 import { watchCniFolder } from "./host/cnifolder.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/flowtable.ts";
@@ -18,6 +19,7 @@ import { createKernelLink, createLink } from "./host/link.ts";
 import { acquireLock } from "./host/lock.ts";
 import { ipMonitor, monitor } from "./host/monitor.ts";
 import { FirewallWatch } from "./host/nfnetlink.ts";
+import { iptablesInstead } from "./host/nftmodules.ts";
 import { installPlugins } from "./host/plugins.ts";
 import { checkPod } from "./host/pod.ts";
 import { checkPrograms, ProgramError } from "./host/programs.ts";
@@ -71,14 +73,15 @@ async function main(): Promise<void> {
   const firewallOnly = parseBool(readSetting(env, "FIREWALL_ONLY")) ?? false;
   const config = readConfig(env, dry ? [] : await checkPod(env, firewallOnly));
   const client = new ApiClient(config.kubeconfig);
-  await checkPrograms(config);
+  const lacking = await checkPrograms(config);
+  if (lacking.length > 0) config.firewallBackend = "iptables";
   const log = logger(config.logLevel, dry);
   if (klog.flags.length > 0)
     log.warn(
       { flags: klog.flags, logLevel: config.logLevel },
       "flags of klog are those of the Go implementation: -v stands for LOG_LEVEL where that is not set, the others for nothing; remove them from args, and set LOG_LEVEL",
     );
-  const refused = config.flowtable && (await refusal());
+  const refused = config.flowtable && (lacking.length > 0 ? "the firewall is by iptables" : await refusal());
   if (refused) {
     log.warn(
       { refused },
@@ -86,7 +89,8 @@ async function main(): Promise<void> {
     );
     config.flowtable = undefined;
   }
-  await (dry ? dryRun(config, client, log) : runAgent(config, client, log));
+  const backend = lacking.length > 0 ? iptablesInstead(lacking) : undefined;
+  await (dry ? dryRun : runAgent)(config, client, log, backend);
 }
 
 /** On paper the commands are the output, and only what is wrong is worth a line beside them. */
@@ -94,7 +98,7 @@ function logger(level: string, paper: boolean): Logger {
   return paper ? createLogger("warn", pino.destination({ dest: 2, sync: true })) : createLogger(level);
 }
 
-async function runAgent(config: Config, client: ApiClient, log: Logger): Promise<void> {
+async function runAgent(config: Config, client: ApiClient, log: Logger, backend?: Finding): Promise<void> {
   log.info({ version, node: config.nodeName }, "wigglenet");
   const stop = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const)
@@ -120,6 +124,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
       annotate: (annotations) => nodes.annotate(annotations),
     }),
   );
+  agent.report("FIREWALL_BACKEND", backend);
   lock.reportTo(agent);
   if (config.health) serveHealth(config.health, agent);
   if (config.metrics)
@@ -145,7 +150,7 @@ async function runAgent(config: Config, client: ApiClient, log: Logger): Promise
 const publicKeyToCome = "<public key>";
 
 /** Prints what a first pass would do, in order, and changes nothing. */
-async function dryRun(config: Config, client: ApiClient, log: Logger): Promise<void> {
+async function dryRun(config: Config, client: ApiClient, log: Logger, backend?: Finding): Promise<void> {
   let publicKey = hasTunnel(config) ? await observePublicKey(config.privateKeyPath) : null;
   if (publicKey === undefined) {
     console.log(`wg genkey | install -D -m 0600 /dev/stdin ${config.privateKeyPath}`);
@@ -174,6 +179,7 @@ async function dryRun(config: Config, client: ApiClient, log: Logger): Promise<v
       },
     }),
   );
+  agent.report("FIREWALL_BACKEND", backend);
   const cluster = nodes.run(stop.signal);
   const deadline = performance.now() + 30_000;
   while (!nodes.whole || !nodes.complete) {

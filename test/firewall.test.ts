@@ -1,5 +1,6 @@
 /** Which packets pass, and what source address they arrive with: one table for every backend and setting. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { samples } from "../src/host/nftmodules.ts";
 import { Arrivals } from "./lab/arrivals.ts";
 import { Lab } from "./lab/lab.ts";
 import type { LightNode } from "./lab/lightnode.ts";
@@ -180,6 +181,19 @@ async function forwardPolicy(policy: string): Promise<void> {
   );
   await Promise.all(lab.nodes.map((node) => node.namespace.run(["/bin/sh", "-ec", commands.join("\n")])));
 }
+
+test("a kernel with all modules takes each sample rule that is asked of it, beside a table of others", async () => {
+  const [node] = lab.nodes as [LightNode];
+  const asked = samples({ tunnel: true, masquerade: true }).map(({ line }) => `${line}\n`);
+  const ask = ["/bin/sh", "-c", 'printf %s "$1" | nft -c -f -', "sh", asked.join("")];
+  const before = await node.namespace.run(["nft", "list", "tables"]);
+  expect(await node.namespace.run(ask)).toBe("");
+  // With a chain of another type.
+  await node.namespace.run(["nft", "add table inet wigglenet-check; add chain inet wigglenet-check srcnat"]);
+  expect(await node.namespace.run(ask)).toBe("");
+  await node.namespace.run(["nft", "delete table inet wigglenet-check"]);
+  expect(await node.namespace.run(["nft", "list", "tables"])).toBe(before);
+});
 
 test("each backend in the place of each other, on a running node: no packet lost, no rule left", async () => {
   const [node] = lab.nodes as [LightNode];

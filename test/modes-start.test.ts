@@ -281,8 +281,8 @@ exec /usr/sbin/nft "$@" < /run/nft-input
     const env = { PATH: `${folder}:${n1.agentEnv().PATH}`, HEALTH_BIND_ADDR: "127.0.0.1:24602" };
     const remedy = "modprobe -a nft_fib_inet nft_fib_ipv4 nft_fib_ipv6";
     await n1.stopAgent();
-    const dry = `${binary} --dry-run 2>&1`;
-    const paper = await n1.namespace.run(["/bin/sh", "-c", dry], { env: n1.agentEnv(env) });
+    const dry = ["/bin/sh", "-c", `${binary} --dry-run 2>&1`];
+    const paper = await n1.namespace.run(dry, { env: n1.agentEnv(env) });
     for (const part of [remedy, "iptables-nft-restore"]) expect(paper).toContain(part);
 
     n1.startAgent(env);
@@ -296,7 +296,6 @@ exec /usr/sbin/nft "$@" < /run/nft-input
     const readyz = await n1.$`curl -s ${`http://${env.HEALTH_BIND_ADDR}/readyz`}`;
     expect(readyz.stdout).toMatch(/^ok\n(.*\n)*warning: .*modprobe -a nft_fib_inet/);
     await n1.stopAgent();
-
     n1.startAgent({ ...env, FIREWALL_BACKEND: "nftables" });
     expect(await n1.agentExit()).toBe(2);
     expect(JSON.stringify(n1.agentLog())).toContain(remedy);

@@ -19,9 +19,9 @@ const fib = ["nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6"];
 test.each<[name: string, stderr: string, lacking: string[]]>([
   ["nothing", "", []],
   ["one module", refusals(["nft_fib_inet"]), fib],
-  ["one with the text of other kernels", refusals(["nft_fib_inet"], "Operation not supported"), fib],
-  ["several", refusals(["nft_ct", "nft_masq"]), ["nft_ct", "nft_masq"]],
-  ["the type of chain", refusals(["nft_chain_nat"]), ["nft_chain_nat"]],
+  ["one module with the text of other kernels", refusals(["nft_fib_inet"], "Operation not supported"), fib],
+  ["several modules", refusals(["nft_ct", "nft_masq"]), ["nft_ct", "nft_masq"]],
+  ["the module of a type of chain", refusals(["nft_chain_nat"]), ["nft_chain_nat"]],
   // Then the kernel has no place for the others, which says nothing of them.
   [
     "tables of inet",
@@ -32,17 +32,17 @@ test.each<[name: string, stderr: string, lacking: string[]]>([
     ["nf_tables"],
   ],
   [
-    "one that is not told by its line",
+    "one module without its line",
     "internal:0:0-0: Error: Could not process rule: No such file or directory\n",
     [...new Set(all.flatMap(({ modules }) => modules))],
   ],
-  ["the right to ask", "netlink: Error: cache initialization failed: Operation not permitted\n", []],
+  ["a right that is missing", "netlink: Error: cache initialization failed: Operation not permitted\n", []],
   ["a kernel that is busy", refusals(["nft_ct"], "Device or resource busy"), []],
   ["a table that is there", refusals(["nf_tables"], "File exists"), []],
-  ["memory", refusals(["nft_ct"], "Cannot allocate memory"), []],
-  ["an nft that knows the word", "/dev/stdin:4:5-9: Error: syntax error, unexpected string\n", []],
-  ["the program", "cannot start nft", []],
-])("lacking is %s", (_, stderr, lacking) => {
+  ["memory that is short", refusals(["nft_ct"], "Cannot allocate memory"), []],
+  ["a word that it does not know", "/dev/stdin:4:5-9: Error: syntax error, unexpected string\n", []],
+  ["its own absence", "cannot start nft", []],
+])("what nft says of %s", (_, stderr, lacking) => {
   expect(lackingIn(stderr, all)).toEqual(lacking);
 });
 

@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import type { Config } from "../config.ts";
 import { type Backend, chooseBackend } from "./firewall.ts";
+import { lackingModules, lackOf } from "./nftmodules.ts";
 import { CommandError, execute } from "./run.ts";
 
 export interface Program {
@@ -30,15 +31,25 @@ const iptables = (variant: string): Program[] =>
     package: "iptables",
   }));
 
-/** Throws an error that lists every program which is missing or too old. */
-export async function checkPrograms(config: Config): Promise<void> {
+/**
+ * What the node has to have before the agent starts.
+ * @returns modules that the kernel lacks for nftables, for which `auto` has to take iptables
+ * @throws ProgramError that lists every program which is missing or too old, and modules if no backend works
+ */
+export async function checkPrograms(config: Config): Promise<string[]> {
   const mistakes = (await Promise.all(alwaysNeeded(config).map(examine))).flat();
+  const { firewallBackend: setting } = config;
   // Where nft is missing or may not be asked, there is no telling; the latter is told of by the first pass.
-  const backend = await chooseBackend(config.firewallBackend).catch(() => undefined);
-  if (backend !== undefined) mistakes.push(...(await Promise.all(neededBy(backend).map(examine))).flat());
+  const lacking = setting === "iptables" ? [] : await lackingModules(config).catch(() => []);
+  const instead = setting === "auto" && lacking.length > 0;
+  const backend = await chooseBackend(instead ? "iptables" : setting).catch(() => undefined);
+  const unfit = backend === undefined ? [] : (await Promise.all(neededBy(backend).map(examine))).flat();
   if (backend?.startsWith("iptables"))
-    mistakes.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
+    unfit.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
+  if (lacking.length > 0 && (setting === "nftables" || unfit.length > 0)) unfit.push(lackOf(lacking));
+  mistakes.push(...unfit);
   if (mistakes.length > 0) throw new ProgramError(mistakes);
+  return lacking;
 }
 
 export class ProgramError extends Error {
