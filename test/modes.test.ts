@@ -283,7 +283,7 @@ describe("--dry-run", () => {
     const script = 'code=0; "$@" 2>&1 || code=$?; echo "exit code $code"';
     const said = await n1.namespace.run(["/bin/sh", "-c", script, "sh", ...argv], { env });
     expect(said).toContain("wigglenet: not all could be read, and what is printed above may lack something:");
-    expect(said).toContain("guard: nft -j list chains: exit code 1: Operation not permitted");
+    expect(said).toContain("guard: nft -j list table inet wigglenet: exit code 1: Operation not permitted");
     expect(said).toEndWith("exit code 1\n");
   });
 });
