@@ -2,8 +2,9 @@
  * The firewall by iptables and ipset, for kernels without nf_tables and for nodes that keep to iptables: chains and
  * sets named WIGGLENET-*. Of others' chains only the jumps to ours are asked for and made.
  */
-import { contains, type Family, families, familyOf } from "../plan/address.ts";
+import { type Family, families, familyOf } from "../plan/address.ts";
 import {
+  connectionMarkBit,
   type Firewall,
   type Hook,
   hooks,
@@ -255,11 +256,13 @@ const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   count: "RETURN",
   drop: "DROP",
   mark: `MARK --set-xmark ${markBit}/${markBit}`,
+  "mark-connection": `CONNMARK --set-xmark ${connectionMarkBit}/${connectionMarkBit}`,
   masquerade: "MASQUERADE",
   "masquerade-random": "MASQUERADE --random-fully",
 };
 
-const states = { established: "RELATED,ESTABLISHED", invalid: "INVALID" };
+const states = { established: "RELATED,ESTABLISHED", direct: "NEW,ESTABLISHED", invalid: "INVALID" };
+const connectionMark = `--mark ${connectionMarkBit}/${connectionMarkBit}`;
 
 /**
  * A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. Where replies go
@@ -278,11 +281,13 @@ function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string
     ...(match.notIn ? [`! -i ${match.notIn}`] : []),
     ...(match.out ? [`-o ${match.out}`] : []),
     ...(match.notOut ? [`! -o ${match.notOut}`] : []),
+    ...(match.connectionMarked === undefined
+      ? []
+      : [`-m connmark ${match.connectionMarked ? "" : "! "}${connectionMark}`]),
     ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
     ...(match.destinationTranslated === undefined
       ? []
       : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
-    ...(match.confirmed ? ["-m conntrack --ctstatus CONFIRMED"] : []),
     ...(match.state ? [`-m conntrack --ctstate ${states[match.state]}`] : []),
     ...replies,
     ...(match.from ? [address(match.from, "src")] : []),
@@ -293,13 +298,10 @@ function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string
     ...(match.spoofed ? ["-m rpfilter --invert"] : []),
     `-j ${targets[verdict]}`,
   ];
-  const not = (prefixes: string[]) => prefixes.map((prefix) => `-m conntrack ! --ctrepldst ${prefix}`);
+  if (match.repliesTo)
+    return members(match.repliesTo).map((prefix) => all([`-m conntrack --ctrepldst ${prefix}`]).join(" "));
   const excluded = (match.repliesNotTo ?? []).flatMap(members);
-  if (!match.repliesTo) return [all(not(excluded)).join(" ")];
-  return members(match.repliesTo).map((prefix) => {
-    const inside = excluded.filter((value) => contains(prefix, value));
-    return all([`-m conntrack --ctrepldst ${prefix}`, ...not(inside)]).join(" ");
-  });
+  return [all(excluded.map((prefix) => `-m conntrack ! --ctrepldst ${prefix}`)).join(" ")];
 }
 
 function chainKey({ family, table, chain }: { family: Family; table: string; chain: string }): string {

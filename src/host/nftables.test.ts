@@ -75,7 +75,10 @@ test("the table, from nothing", () => {
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip daddr @own-ipv4 ct reply ip daddr != @hosts-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ct state established,related ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
@@ -84,7 +87,10 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv4 ip daddr @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & confirmed != 0 ct reply ip6 daddr @own-ipv6 ct reply ip6 daddr != @hosts-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ct state established,related ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
@@ -317,6 +323,20 @@ describe("desired and observed → transaction", () => {
       "flush set inet wigglenet nodes-ipv4",
       "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.1 }; }",
     ]);
+  });
+
+  test("other rules at forward: what the earlier ones let be offloaded passes the new ones", () => {
+    const observed = settled({ flowtable });
+    observed.chains.forward!.fingerprints.splice(3, 1);
+    expect(lines(desired({ flowtable }), observed)).toEqual([
+      "flush chain inet wigglenet forward",
+      "delete flowtable inet wigglenet fastpath",
+      "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
+      ...rules({ flowtable }),
+    ]);
+    expect(lines(desired(), settled({ filter: { ipv4: false, ipv6: false } }))[0]).toBe(
+      "flush chain inet wigglenet forward",
+    );
   });
 
   test("what nft lists of a flow table, with and without devices", () => {

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { type Family, families, familyOf } from "../plan/address.ts";
 import {
   addressSets,
+  connectionMarkBit,
   type Firewall,
   type Hook,
   hooks,
@@ -84,12 +85,13 @@ const verdicts: Record<Rule["verdict"], string> = {
   count: "counter accept",
   drop: "counter drop",
   mark: `meta mark set meta mark or ${markBit}`,
+  "mark-connection": `ct mark set ct mark or ${connectionMarkBit}`,
   masquerade: "masquerade",
   "masquerade-random": "masquerade fully-random",
   offload: `flow add @${flowtable.name}`,
 };
 
-const states = { established: "established,related", invalid: "invalid" };
+const states = { established: "established,related", direct: "new,established", invalid: "invalid" };
 
 /** A rule as nft takes it. */
 function text({ family, match, verdict }: Rule): string {
@@ -103,11 +105,13 @@ function text({ family, match, verdict }: Rule): string {
     ...(match.out ? [`oifname ${link(match.out)}`] : []),
     ...(match.notOut ? [`oifname != ${link(match.notOut)}`] : []),
     // First what says no at the least cost: each set is a search.
+    ...(match.connectionMarked === undefined
+      ? []
+      : [`ct mark & ${connectionMarkBit} ${match.connectionMarked ? "!=" : "=="} 0`]),
     ...(match.direction ? [`ct direction ${match.direction}`] : []),
     ...(match.destinationTranslated === undefined
       ? []
       : [`ct status & dnat ${match.destinationTranslated ? "!=" : "=="} 0`]),
-    ...(match.confirmed ? ["ct status & confirmed != 0"] : []),
     ...(match.state ? [`ct state ${states[match.state]}`] : []),
     ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
     ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),
@@ -189,7 +193,7 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
   const kept = observed && sameStructure(desired, observed) ? observed : undefined;
   if (observed !== undefined && kept === undefined) lines.push(`delete table ${on}`);
   if (kept === undefined) lines.push(`add table ${on}`);
-  const renewed = kept !== undefined && newNodes(desired, kept) ? Object.keys(desired.flowtables) : [];
+  const renewed = kept !== undefined && reviewed(desired, kept) ? Object.keys(desired.flowtables) : [];
   if (renewed.length > 0) lines.push(`flush chain ${on} forward`);
   for (const name of renewed) lines.push(`delete flowtable ${on} ${name}`);
   for (const [name, spec] of Object.entries(desired.flowtables))
@@ -220,14 +224,18 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
 export const removal = command`nft delete table inet ${table}`;
 
 /**
- * What was offloaded on its way to an address that has become a node's would go on in the clear: a route of another
- * table than the one that it followed is nothing that IPv6 looks at again for. With a new flow table it is looked at.
+ * Whether offloaded flows have to pass the chains again, which a new flow table makes them do. What was offloaded on its
+ * way to an address that has become a node's would go on in the clear: a route of another table than the one that it
+ * followed is nothing that IPv6 looks at again for. And other rules than these may have let it be offloaded: those of an
+ * agent that did not mark connections.
  */
-function newNodes(desired: Ruleset, { sets }: ObservedRuleset): boolean {
-  return families.some((family) => {
+function reviewed(desired: Ruleset, { sets, chains }: ObservedRuleset): boolean {
+  const nodesCame = families.some((family) => {
     const had = new Set(sets[`nodes-${family}`]?.elements);
     return desired.sets[`nodes-${family}`]?.elements.some((address) => !had.has(address));
   });
+  const rules = desired.chains.forward?.rules.map(fingerprint);
+  return nodesCame || !Bun.deepEquals(chains.forward?.fingerprints, rules);
 }
 
 function sameStructure(desired: Ruleset, observed: ObservedRuleset): boolean {

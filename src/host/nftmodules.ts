@@ -2,6 +2,7 @@
 import { randomBytes } from "node:crypto";
 import type { Config } from "../config.ts";
 import type { Finding } from "../findings.ts";
+import { connectionMarkBit } from "../plan/firewall.ts";
 import { listChains } from "./nfnetlink.ts";
 import { batch, CommandError, execute } from "./run.ts";
 
@@ -36,6 +37,8 @@ export function samples({ tunnel, masquerade }: Uses): Sample[] {
     },
     ...(tunnel
       ? [
+          // It has this only with CONFIG_NF_CONNTRACK_MARK.
+          { modules: ["nft_ct"], line: rule(`ct mark set ct mark or ${connectionMarkBit}`) },
           {
             modules: ["nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6"],
             line: rule("fib saddr . iif oif missing drop"),

@@ -60,6 +60,10 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
     prerouting: from @own, direction original, repliesTo @own: mark
     prerouting: from @own, direction reply, destinationTranslated false: mark
+    forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection
+    forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection
+    forward: in veth+, notOut wigglenet, connectionMarked, notTo @own, direction original, repliesTo @own: drop
+    forward: in veth+, notOut wigglenet, connectionMarked, notTo @own, direction reply, destinationTranslated false: drop
     srcnat: destinationTranslated, from @remote, notTo @own: masquerade-random"
   `);
 });
@@ -172,26 +176,40 @@ test.each<[title: string, tweak: Partial<FirewallInput>, ipv4: string[], ipv6: s
   expect([own("ipv4"), own("ipv6")]).toEqual([ipv4, ipv6]);
 });
 
-test.each<[title: string, tweak: Partial<FirewallInput>, families: Family[]]>([
-  ["both", { masquerade: { ipv4: true, ipv6: true } }, ["ipv4", "ipv6"]],
-  ["none is masqueraded", {}, []],
-  ["one is routed natively", { masquerade: { ipv4: true, ipv6: true }, tunnelled: ["ipv6"] }, ["ipv6"]],
-])("flows to a node whose address left the tunnel: %s", (_, tweak, expected) => {
-  const all = firewall(input({ ...tweak, flowtable: { devices: [], packets: 1 } }));
-  for (const family of families) {
-    const forward = linesOf(all, family, "forward");
-    const at = forward.findIndex((each) => each.startsWith("forward: notOut"));
-    if (!expected.includes(family)) expect(at).toBe(-1);
-    else {
-      const outside = `notOut wigglenet, from @own, notFrom @hosts, ${notTo}`;
-      expect(forward.slice(at, at + 2)).toEqual([
-        `forward: ${outside}, direction original, confirmed, repliesTo @own, repliesNotTo @hosts: drop`,
-        `forward: ${outside}, state invalid: drop`,
+describe("what was in the tunnel", () => {
+  const both: Family[] = ["ipv4", "ipv6"];
+  const masquerade = { ipv4: true, ipv6: true };
+  test.each<[title: string, tweak: Partial<FirewallInput>, marked: Family[], masqueraded: Family[]]>([
+    ["both families, masqueraded", { masquerade }, both, both],
+    ["none is masqueraded", {}, both, []],
+    ["IPv6 alone is masqueraded", { masquerade: { ipv4: false, ipv6: true } }, both, ["ipv6"]],
+    ["one is routed natively", { masquerade, tunnelled: ["ipv6"] }, ["ipv6"], ["ipv6"]],
+    ["both are routed natively", { masquerade, tunnelled: [] }, [], []],
+  ])("stays there, or is dropped: %s", (_, tweak, marked, masqueraded) => {
+    const all = firewall(input({ ...tweak, flowtable: { devices: [], packets: 1 } }));
+    const outside = "in veth+, notOut wigglenet, connectionMarked, notTo @own";
+    for (const family of families) {
+      const forward = linesOf(all, family, "forward");
+      const rules = forward.filter((each) => /connection|invalid/.test(each));
+      expect(rules).toEqual([
+        ...(marked.includes(family)
+          ? [
+              "forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection",
+              "forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection",
+              `forward: ${outside}, direction original, repliesTo @own: drop`,
+              `forward: ${outside}, direction reply, destinationTranslated false: drop`,
+            ]
+          : []),
+        ...(masqueraded.includes(family)
+          ? [`forward: notOut wigglenet, from @own, notFrom @hosts, ${notTo}, state invalid: drop`]
+          : []),
       ]);
       // What is offloaded comes by no rule any more.
-      expect(at + 1).toBeLessThan(forward.findIndex((each) => each.endsWith("offload")));
+      expect(forward.findLastIndex((each) => rules.includes(each))).toBeLessThan(
+        forward.findIndex((each) => each.endsWith("offload")),
+      );
     }
-  }
+  });
 });
 
 test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family, string[]>]>([
@@ -199,14 +217,14 @@ test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family
     "both tunnelled",
     {},
     {
-      ipv4: ["count", "mark", "masquerade-random", "drop", "pass"],
-      ipv6: ["count", "mark", "masquerade-random", "drop", "pass"],
+      ipv4: ["count", "mark", "mark-connection", "masquerade-random", "drop", "pass"],
+      ipv6: ["count", "mark", "mark-connection", "masquerade-random", "drop", "pass"],
     },
   ],
   [
     "IPv6 alone",
     { tunnelled: ["ipv6"] },
-    { ipv4: [], ipv6: ["count", "mark", "masquerade-random", "drop", "pass"] },
+    { ipv4: [], ipv6: ["count", "mark", "mark-connection", "masquerade-random", "drop", "pass"] },
   ],
   ["both routed natively, or FIREWALL_ONLY", { tunnelled: [] }, { ipv4: [], ipv6: [] }],
   [
@@ -239,7 +257,17 @@ test("offload: own pods' flows, into the tunnel or to where it does not lead", (
   const verdicts = firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } }))
     .rules.filter((rule) => rule.family === "ipv4" && rule.hook === "forward")
     .map((rule) => rule.verdict);
-  expect(verdicts.slice(0, 5)).toEqual(["drop", "drop", "offload", "offload", "pass"]);
+  expect(verdicts.slice(0, 9)).toEqual([
+    "drop",
+    "drop",
+    "mark-connection",
+    "mark-connection",
+    "drop",
+    "drop",
+    "offload",
+    "offload",
+    "pass",
+  ]);
   // Where the underlay routes pods, whatever their links are called.
   expect(linesOf(firewall(input({ flowtable, tunnelled: [] })), "ipv4")).toEqual([
     "forward: from @own, state established, packetsOver 128: offload",

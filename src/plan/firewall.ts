@@ -6,6 +6,8 @@ import { compareAddresses, type Family, families } from "./address.ts";
 
 /** Our fwmark bit: a packet from an own pod that goes to another node by the tunnel. */
 export const markBit = "0x1000000";
+/** Our bit of a connection's mark: packets of it went through the tunnel, from or to an own pod. */
+export const connectionMarkBit = "0x2000000";
 
 /**
  * Where a rule looks at a packet: `prerouting` precedes routing; `postrouting` sees the link that the packet leaves by
@@ -39,10 +41,13 @@ export interface Conditions {
   repliesTo?: `@${SetName}`;
   repliesNotTo?: `@${SetName}`[];
   destinationTranslated?: boolean;
-  /** Part of a connection that there is, or an error about one; or of none that there could be. */
-  state?: "established" | "invalid";
-  /** Not the first packet of a connection. */
-  confirmed?: true;
+  /**
+   * `established`: part of a connection that there is, or an error about one. `direct`: part of one, new or not, and no
+   * error. `invalid`: part of none that there could be.
+   */
+  state?: "established" | "direct" | "invalid";
+  /** Whether the connection has our mark. A packet without a connection matches neither. */
+  connectionMarked?: boolean;
   /** The connection has had more packets than this, both ways together. */
   packetsOver?: number;
   /** Number of an ICMPv6 type. */
@@ -57,9 +62,17 @@ export interface Rule {
   match: Conditions;
   /**
    * `pass`: none of our further rules in this hook is asked; others' are. With `count`, how many did so can be read.
-   * `offload` decides nothing for this packet.
+   * `mark`, `mark-connection` and `offload` decide nothing for this packet.
    */
-  verdict: "pass" | "count" | "drop" | "mark" | "masquerade" | "masquerade-random" | "offload";
+  verdict:
+    | "pass"
+    | "count"
+    | "drop"
+    | "mark"
+    | "mark-connection"
+    | "masquerade"
+    | "masquerade-random"
+    | "offload";
 }
 
 export interface Firewall {
@@ -104,9 +117,14 @@ export function firewall(input: FirewallInput): Firewall {
       const tunnelled = input.tunnelled.includes(family);
       return [
         ...(tunnelled
-          ? [...noPlaintext(input.link, family), ...marks(family), ledOn(family, input.masqueradeRandomFully)]
+          ? [
+              ...noPlaintext(input.link, family),
+              ...marks(family),
+              ...staysInTunnel(input.link, family),
+              ledOn(family, input.masqueradeRandomFully),
+            ]
           : []),
-        ...(tunnelled && input.masquerade[family] ? departed(input.link, family) : []),
+        ...(tunnelled && input.masquerade[family] ? [unconnected(input.link, family)] : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
         ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
@@ -182,26 +200,57 @@ function noPlaintext(link: string, family: Family): Rule[] {
  * source was translated is not: the kernel changes a port alone where two connections would be one.
  */
 function marks(family: Family): Rule[] {
-  return [
-    { direction: "original", repliesTo: "@own" } as const,
-    { direction: "reply", destinationTranslated: false } as const,
-  ].map((match) => ({ hook: "prerouting", family, match: { from: "@own", ...match }, verdict: "mark" }));
+  return withPodAddress.map((match) => ({
+    hook: "prerouting",
+    family,
+    match: { from: "@own", ...match },
+    verdict: "mark",
+  }));
 }
 
+/** Packets that have the pod's address, or that of the tunnel's link, after all translation. */
+const withPodAddress: Conditions[] = [
+  { direction: "original", repliesTo: "@own" },
+  { direction: "reply", destinationTranslated: false },
+];
+
 /**
- * A flow to a node whose address has left the tunnel ends: it would go on in the clear with the pod's address, as its
- * translation is decided by the first packet. What goes outside is masqueraded, so a flow that is not was in the tunnel.
- * Nor is it of use outside if it is of no connection: then nothing translates it (kubernetes#74839).
+ * A connection that was in the tunnel stays in it, or is dropped. When a node's address leaves the tunnel, routes send
+ * the connection's packets outside, and nothing translates the pod's address in them: source NAT is decided by the first
+ * packet. Addresses do not tell whether it was in the tunnel: the node is an outside host now. Nor does the packet's own
+ * mark, which is for one packet, and the answers of a pod need what was seen of the other direction. So it is the
+ * connection that is marked. An error about a connection marks none: whoever sends one could forge it.
+ *
+ * These rules precede what offloads: the packets of an offloaded flow pass no chain any more.
  */
-function departed(link: string, family: Family): Rule[] {
-  const outside: Conditions = { notOut: link, from: "@own", notFrom: ["@hosts"], notTo: notOutside };
-  const matches: Conditions[] = [
-    // A node's address may lie inside its pod CIDR, and what is masqueraded have it.
-    { ...outside, direction: "original", confirmed: true, repliesTo: "@own", repliesNotTo: ["@hosts"] },
-    { ...outside, state: "invalid" },
+function staysInTunnel(link: string, family: Family): Rule[] {
+  const rule = (verdict: "mark-connection" | "drop", match: Conditions): Rule => ({
+    hook: "forward",
+    family,
+    match,
+    verdict,
+  });
+  const inTunnel: Conditions = { connectionMarked: false, state: "direct" };
+  const outside: Conditions = { in: podLinks, notOut: link, connectionMarked: true, notTo: ["@own"] };
+  return [
+    rule("mark-connection", { in: podLinks, out: link, ...inTunnel }),
+    rule("mark-connection", { in: link, out: podLinks, ...inTunnel }),
+    // Others' source NAT to a node's address takes a connection out of the tunnel after its first packet, at both its
+    // ends. It has no pod's address outside, and goes on.
+    ...withPodAddress.map((match) => rule("drop", { ...outside, ...match })),
   ];
-  // Where they precede what offloads, past this chain.
-  return matches.map((match) => ({ hook: "forward", family, match, verdict: "drop" }));
+}
+
+/** Masquerade translates no packet that belongs to no connection (kubernetes#74839): it is of no use outside. */
+function unconnected(link: string, family: Family): Rule {
+  const match: Conditions = {
+    notOut: link,
+    from: "@own",
+    notFrom: ["@hosts"],
+    notTo: notOutside,
+    state: "invalid",
+  };
+  return { hook: "forward", family, match, verdict: "drop" };
 }
 
 /**
