@@ -70,9 +70,10 @@ test(
     );
     // Whoever takes them away meanwhile.
     const [prefix = ""] = leaver;
-    const guards = () => lab.nodes[0]!.namespace.run(["ip", "route", "show", "type", "unreachable"]);
+    const guards = () =>
+      lab.nodes[0]!.namespace.run(["ip", "route", "show", "table", "24600", "type", "unreachable"]);
     expect(await guards()).toContain(prefix);
-    await lab.nodes[0]!.namespace.ip(`route delete unreachable ${prefix} metric 4096`);
+    await lab.nodes[0]!.namespace.ip(`route delete unreachable ${prefix} metric 4096 table 24600`);
     await until("the leaver's guard to be back", async () => (await guards()).includes(prefix));
     expect(await running.lost()).toEqual([]);
   },
@@ -131,6 +132,8 @@ test(
     expect(await stateOf(node)).toEqual(before);
     expect(await running.lost()).toEqual([]);
     await api.remove("/api/v1/nodes/changing");
+    // After the grace of a Node that may be made anew: the next test begins with what is there.
+    await until("the changing Node's peer to go", async () => !(await stands()));
   },
   120_000 * patience,
 );

@@ -111,7 +111,7 @@ test("a server too old for the policy takes the rest, and kubectl says so", asyn
   const input = manifest.replaceAll("admissionregistration.k8s.io/v1", "admissionregistration.k8s.io/v0");
   const applied = await lab.controlPlane.kubectl({ input, nothrow: true })`apply --dry-run=server -f -`;
   expect(applied.exitCode).toBe(1);
-  expect(applied.stdout.match(/ (created|configured|unchanged) \(server dry run\)$/gm)).toHaveLength(4);
+  expect(applied.stdout.match(/ (created|configured|unchanged) \(server dry run\)$/gm)).toHaveLength(6);
   expect(applied.stderr).toContain('no matches for kind "ValidatingAdmissionPolicy"');
 });
 
