@@ -78,7 +78,7 @@ function printHints({ controlPlane, nodes, underlay }: Cluster, clusterIps: stri
   kubectl get pods -A -o wide
   kubectl -n kube-system logs ds/wigglenet                     # what the agent did and why
   kubectl exec deploy/web -- wget -qO- ${service}
-  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                    # a shell in ${node.name}; try: wg; ip route; nft list table inet wigglenet
+  nsenter -t ${node.namespace.pid} -m -u -i -n -p -C bash                    # a shell in ${node.name}; try: wg; ip route show table all proto 246; nft list table inet wigglenet
   nsenter -t ${underlay.router.pid} -n tcpdump -ni br0                      # the underlay
 
 Ctrl-C takes everything down.`);

@@ -53,7 +53,7 @@ const foreign = [
   "ip route add 198.51.100.7 dev eth0 table 77",
   // Inside of a remote pod CIDR, of one that no pod has.
   "ip route add 10.244.0.224/28 via 172.30.0.1; ip route add 10.244.1.224/28 via 172.30.0.1",
-  "ip rule add from 198.51.100.0/24 lookup 77 priority 300",
+  "ip rule add from 203.0.113.0/24 lookup 77 priority 300",
   "ip -6 rule add fwmark 0x4000/0x4000 lookup 77 priority 24600",
   "nft add table inet other; nft add chain inet other forward '{ type filter hook forward priority 0; }'",
   "nft add rule inet other forward counter accept",

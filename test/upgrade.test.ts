@@ -153,6 +153,9 @@ describe("of three nodes", () => {
       await reached();
 
       expect(await running.lost()).toEqual([]);
+      const { text = "" } = migration.find(({ text }) => text.includes("wigglenet/agent-")) ?? {};
+      await lab.controlPlane.kubectl`${text.trim().split(" ").slice(1)}`;
+      expect(await annotation(third, "agent")).toBeUndefined();
       third.startAgent();
       await third.inSync(20_000);
     },

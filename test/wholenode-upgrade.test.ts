@@ -82,7 +82,7 @@ async function left(node: WholeNode): Promise<string[]> {
   const { stdout } = await node.$`
     ls -lR --full-time /etc/cni/net.d /etc/wigglenet /run/wigglenet
     ip rule; ip -6 rule; ip route show table all proto 246; ip -6 route show table all proto 246
-    nft list table inet wigglenet; wg show wigglenet allowed-ips`;
+    nft list table inet wigglenet; wg show wigglenet allowed-ips | sort`;
   return [stdout, JSON.stringify((await cluster.api.node(node.name)).metadata.annotations)];
 }
 

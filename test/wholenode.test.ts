@@ -120,7 +120,7 @@ describe("the agent's container", () => {
     await restartAgent("n1");
     await inSync("n1");
 
-    expect(await failure("n1", withCapabilities([]))).toContain("not permitted");
+    expect(await failure("n1", withCapabilities([]))).toContain("the capability NET_ADMIN is missing");
 
     await patchContainer(withCapabilities(["NET_ADMIN"]));
     await restartAgent("n1");
@@ -238,7 +238,7 @@ test("iptables-legacy needs the rights of deploy/iptables.yaml, each of them", a
   expect((await node.$`iptables-legacy -S`).stdout).toContain("WIGGLENET-");
   expect(await allUnreached()).toEqual([]);
 
-  expect(await failure("n2", withCapabilities(["NET_RAW"]))).toContain("not permitted");
+  expect(await failure("n2", withCapabilities(["NET_RAW"]))).toContain("the capability NET_ADMIN is missing");
   expect(await failure("n2", withCapabilities(["NET_ADMIN"]))).toContain("Permission denied");
   const noLock = { $patch: "delete", mountPath: "/run/xtables.lock" };
   expect(
@@ -376,7 +376,8 @@ async function failure(node: string, change: object): Promise<string> {
     const log = await cluster.kubectl({ nothrow: true })`-n kube-system logs ${pod.metadata.name}`;
     expect(log.stdout).not.toContain('"in sync"');
     expect(isReady(pod)).toBe(false);
-    return log.stdout.split("\n").find((line) => /"failed|^wigglenet:|^ {2}/.test(line));
+    const lines = log.stdout.split("\n").filter((line) => /"failed|^wigglenet:|^ {2}/.test(line));
+    return lines.length > 0 && lines.join("\n");
   });
   console.log(`${JSON.stringify(change)}: ${failed}`);
   return failed;
