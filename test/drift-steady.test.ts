@@ -118,7 +118,8 @@ test("an endpoint of a peer that is not heard of is set right", async () => {
   await looking.$`wg set wigglenet peer ${key} endpoint 172.30.0.201:24601`;
   await until("its endpoint to be set right", right);
   await lab.controlPlane.api.remove("/api/v1/nodes/silent");
-  await until("it to go", async () => (await endpointOf(looking, key)) === undefined);
+  for (const node of [looking, told])
+    await until("it to go", async () => (await endpointOf(node, key)) === undefined);
 });
 
 /** Lines of a monitor between two marks that are made in its sight. */
