@@ -104,7 +104,7 @@ export class Lab implements AsyncDisposable {
     const started = startControlPlane(families, underlay, access, options.allowed);
     const lab = parts.use(
       new Lab(
-        { underlay, families: familiesOf(families), wireguard, binary, env: { ...guestEnv, ...env } },
+        { underlay, families: familiesOf(families), wireguard, binary, env },
         { ...options, ...(access && { controlPlane: access }) },
         started,
       ),
@@ -278,11 +278,6 @@ const podCIDRsOf = (index: number) => ({
   ipv4: `10.244.${index}.0/24`,
   ipv6: `fd00:10:244${index === 0 ? "" : `:${index.toString(16)}`}::/64`,
 });
-
-/** What vm.ts has set for the programs of a guest. */
-const guestEnv = Object.fromEntries(
-  Object.entries(process.env as Record<string, string>).filter(([name]) => name.startsWith("BUN_JSC_")),
-);
 
 function outsideAccess(): ControlPlaneAccess | undefined {
   const file = process.env.LAB_CONTROL_PLANE;

@@ -114,7 +114,7 @@ export class Vm implements AsyncDisposable {
   async exec(command: string | string[], options: ExecOptions = {}): Promise<ExecResult> {
     const { cwd = process.cwd(), timeout = 600, onOutput } = options;
     const { XDG_CACHE_HOME } = process.env;
-    // Code that a program makes as it runs costs qemu more than it gives: the agent's start takes a tenth less without.
+    // Code that a program makes as it runs costs qemu more than it gives, so tests run without. Agents need it for bun:ffi.
     const env = { BUN_JSC_useJIT: "0", ...(XDG_CACHE_HOME && { XDG_CACHE_HOME }), ...options.env };
     const id = String(this.#next++);
     const dir = join(this.dir, id);
