@@ -301,7 +301,7 @@ export class Agent {
         });
     if (tunnel !== undefined) this.#standing = desired.standing;
     this.#problems.report(desired.problems);
-    this.#count(desired, own.podRanges);
+    metrics.count(desired, [...this.#nodes.others.values()], own.podRanges.length);
     this.#expected = expectation(
       config.linkName,
       desired,
@@ -373,14 +373,6 @@ export class Agent {
       ...[...this.#nodes.others.values()].flatMap((node) => node.podCidrs),
     ];
     return this.#departed.claims(claimed, routes.own, performance.now());
-  }
-
-  #count({ peers, problems }: ReturnType<typeof plan>, own: readonly PodRange[]): void {
-    const others = [...this.#nodes.others.values()];
-    metrics.nodes.set(others.length);
-    metrics.nodesWithProblems.set(problems.size);
-    metrics.setPeers(peers);
-    metrics.podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, own.length));
   }
 
   /** Until it is woken or the time has come; `until` in milliseconds of performance.now(). */

@@ -146,3 +146,15 @@ function show({ publicKey, endpoint, node, handshake, received, sent }: Peer, no
   peerReceived.inc(labels, received);
   peerSent.inc(labels, sent);
 }
+
+/** Counts what a plan is made of and what came of it. */
+export function count(
+  { peers, problems }: { peers: Parameters<typeof setPeers>[0]; problems: ReadonlyMap<string, unknown> },
+  others: readonly { podCidrs: readonly string[] }[],
+  ownPodCidrs: number,
+): void {
+  nodes.set(others.length);
+  nodesWithProblems.set(problems.size);
+  setPeers(peers);
+  podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, ownPodCidrs));
+}
