@@ -96,5 +96,5 @@ test("10,000 bad annotations: nothing lost between the real pods, no agent ends,
 
 /** Without what stays for ten minutes of a node that left: guards, and the ways to addresses inside of them. */
 function unguarded(state: NodeState): NodeState {
-  return { ...state, routes: state.routes.filter((line) => !/unreachable|dev eth0/.test(line)) };
+  return { ...state, routes: state.routes.filter((line) => !/unreachable|throw/.test(line)) };
 }
