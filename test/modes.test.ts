@@ -137,7 +137,7 @@ describe("native routing", () => {
       expect(rules.map((rule) => rule.slice(0, 3))).toEqual(["-6 "]);
       const marks = state.nftables.filter((line) => line.includes("mark set"));
       expect(marks.length).toBeGreaterThan(0);
-      expect(marks.filter((line) => !line.includes("ip6 saddr"))).toEqual([]);
+      expect(marks.filter((line) => !/ip6 saddr|meta nfproto ipv6/.test(line))).toEqual([]);
       const { stdout } = await node.$`wg show wigglenet allowed-ips`;
       const ipv6 = (await other.podCIDRs()).find((cidr) => cidr.includes(":"))!;
       expect(stdout.trim().split("\t")[1]!.split(" ").sort()).toEqual(
