@@ -186,6 +186,9 @@ test("a peer whose going failed halfway goes at the retry", async () => {
   });
   const peers = async () => (await n1.$`wg show wigglenet peers`).stdout;
   await until("the peer", async () => (await peers()).includes(key));
+  // Blocked before its routes are there, it would be their addition that fails.
+  const routes = async () => (await n1.$`ip route show table 24601`).stdout;
+  await until("its last route", async () => (await routes()).includes("172.30.0.99 dev wigglenet"));
   await n1.$`touch /opt/way/blocked`;
   await lab.controlPlane.api.remove("/api/v1/nodes/leaver");
   await until("a failure", () => n1.agentLog().some((line) => line.resource === "routes to remove"));

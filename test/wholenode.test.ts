@@ -148,6 +148,9 @@ test("a node powered off and on comes back by itself, the same peer as before", 
   expect(await others.stop()).toMatchObject({ lost: 0 });
 });
 
+/** Milliseconds that a pod takes at most from kubelet's attempt to its first container, with other tests beside. */
+const podStart = 3_000;
+
 test("with the agent held back after a reboot no pod starts, and all do within 15 s of its sync", async () => {
   const node = cluster.node("n3");
   const boot = await bootOf("n3");
@@ -193,8 +196,8 @@ test("with the agent held back after a reboot no pod starts, and all do within 1
     { timeout: 30_000 },
   );
   console.log(`in sync to running: ${started.join(", ")} ms`);
-  // kubelet tries again after 10 to 15 s.
-  expect(Math.max(...started)).toBeLessThan(15_000);
+  // kubelet itself tries again after 10 to 15 s (its back-off of 10 s and a random half), and then a pod has to start.
+  expect(Math.max(...started)).toBeLessThan(15_000 + podStart);
   pods = [...pods.filter(({ node }) => node.name !== "n3"), await podOn("n3", since)];
   expect(await allUnreached()).toEqual([]);
 });
