@@ -260,9 +260,10 @@ if (offers)
     ])(
       "%s: repaired",
       async (harm) => {
+        // The links come last in a repair, so they are read last.
         const state = async () => [
-          await devices(n1),
           (await n1.$`nft -s list chain inet wigglenet forward`).stdout,
+          await devices(n1),
         ];
         const before = await state();
         await n1.namespace.run(["/bin/sh", "-ec", harm]);
