@@ -191,9 +191,12 @@ test("wrong settings stop it with one message, and it is not tried again; the da
   expect(await running.lost()).toBe(0);
 }, 120_000);
 
+/** The tests of a guest run without it; the executable needs it for bun:ffi. */
+const withJit = { env: { BUN_JSC_useJIT: "1" } };
+
 test("uninstall leaves the data path, and says what would remove it; --purge does", async () => {
   const running = await streams();
-  const said = await node.namespace.run(["/usr/local/bin/wigglenet", "uninstall"]);
+  const said = await node.namespace.run(["/usr/local/bin/wigglenet", "uninstall"], withJit);
   console.log(said);
   expect(said).toContain("nft delete table inet wigglenet\n");
   expect(said).toContain("rm /etc/wigglenet/private.key\n");
@@ -201,7 +204,7 @@ test("uninstall leaves the data path, and says what would remove it; --purge doe
   expect(await shown("LoadState")).toBe("not-found");
   expect(await running.lost()).toBe(0);
 
-  await node.namespace.run([self, "uninstall", "--purge"]);
+  await node.namespace.run([self, "uninstall", "--purge"], withJit);
   const left = [
     "ip link show dev wigglenet",
     "nft list table inet wigglenet",
@@ -211,7 +214,7 @@ test("uninstall leaves the data path, and says what would remove it; --purge doe
   ];
   for (const command of left)
     expect([command, (await node.$`sh -c ${command}`.nothrow()).stdout]).toEqual([command, ""]);
-  expect(await node.namespace.run([self, "uninstall", "--purge"])).toBe(
+  expect(await node.namespace.run([self, "uninstall", "--purge"], withJit)).toBe(
     "nothing to do: nothing of it is here\n",
   );
 }, 180_000);
