@@ -7,7 +7,7 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { parse } from "yaml";
 import { $ } from "zx";
-import { type SettingName, settingNames, settings } from "../src/settings.ts";
+import { type SettingName, settingNames, settings } from "../src/config/settings.ts";
 import { helm, kubernetesVersion } from "../test/lab/cache.ts";
 import { ensureHelm } from "../test/lab/install.ts";
 
@@ -20,7 +20,7 @@ export const fixed: readonly SettingName[] = ["NODE_NAME", "PROC_SYS_NET_PATH"];
 /** Those whose default in a pod is another: kubelet asks there. */
 export const inPod: Partial<Record<SettingName, string>> = { HEALTH_BIND_ADDR: "127.0.0.1:24602" };
 
-/** Of the chart, what is made from src/settings.ts: paths and texts. */
+/** Of the chart, what is made from src/config/settings.ts: paths and texts. */
 export function chartFiles(): Map<string, string> {
   const own = /^.*?\n(?=settings:\n)/s.exec(readFileSync(`${chart}/values.yaml`, "utf8"))![0];
   const values = own + valuesOfSettings();

@@ -10,7 +10,7 @@ import { parseArgs } from "node:util";
 import { $ } from "zx";
 import packageJson from "../package.json" with { type: "json" };
 import { repository } from "../test/lab/cache.ts";
-import { AGENT_IMAGE, imageArchive, sameBytes } from "../test/lab/image.ts";
+import { AGENT_IMAGE, imageArchive, sameBytes } from "../test/lab/image/image.ts";
 import { ensurePackages } from "../test/lab/install.ts";
 import { type Architecture, architectures, executables } from "./architecture.ts";
 import { billOfMaterials } from "./materials.ts";

@@ -3,13 +3,13 @@
  * as long as the node has them, and never in the clear.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { annotation } from "../src/plan/node.ts";
+import { annotation } from "../src/plan/overlay/node.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Stream } from "./lab/cluster/place.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Stream } from "./lab/place.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 const families = ["ipv4", "ipv6"] as const;
 

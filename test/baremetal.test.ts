@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { $ } from "zx";
 import { repository } from "./lab/cache.ts";
-import { kubeconfig } from "./lab/pki.ts";
+import { kubeconfig } from "./lab/cluster/pki.ts";
 
 let programs: string;
 beforeAll(() => {

@@ -10,8 +10,8 @@ import { changePodCidrs, createNodes, heartbeat, inParallel } from "./bench/bigc
 import { measureDataPath } from "./bench/datapath.ts";
 import { costOf, costSince, memoryOf, percentile } from "./bench/process.ts";
 import { tool } from "./lab/cache.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
 import { sleep, until } from "./lab/process.ts";
 
 interface Figure {

@@ -2,14 +2,14 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { version } from "../package.json";
-import { annotationsOf } from "../src/plan/node.ts";
+import { annotationsOf } from "../src/plan/overlay/node.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
-import { probes } from "./lab/probes.ts";
+import { probes } from "./lab/probe/probes.ts";
 import { patience, sleep, until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 let lab: Lab;
 let pods: Pod[];

@@ -2,11 +2,11 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { annotations } from "../src/plan/fixtures/annotations.ts";
-import { annotation } from "../src/plan/node.ts";
+import { annotation } from "../src/plan/overlay/node.ts";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { atLeast } from "./lab/loglevel.ts";
 import { until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 const fakes = Array.from({ length: 20 }, (_, index) => `fake-${index}`);
 /** Of three annotations each. */

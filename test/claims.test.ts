@@ -4,14 +4,14 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { version } from "../package.json";
-import { annotation, annotationsOf } from "../src/plan/node.ts";
-import type { ApiObject } from "./lab/api.ts";
+import { annotation, annotationsOf } from "../src/plan/overlay/node.ts";
+import type { ApiObject } from "./lab/cluster/api.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Stream } from "./lab/cluster/place.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Stream } from "./lab/place.ts";
 import { until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 /** What a fake Node says; by default nothing that anybody else has. */
 interface Claims {

@@ -2,10 +2,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { dirname } from "node:path";
 import { gatePath } from "../src/plan/cni.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import { fileIdentity, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
 import { patience, until } from "./lab/process.ts";
-import { fileIdentity, stateOf } from "./lab/state.ts";
 
 /** Where version 1.0.0 had the content, with a symbolic link to it in the CNI folder. */
 const linked = "/run/wigglenet/10-wigglenet.conflist";

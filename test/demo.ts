@@ -1,6 +1,6 @@
 /** `npm run demo`: a real cluster of three nodes with Wigglenet as its network, to look at. `--exit` ends it at once. */
 import { repository, tool } from "./lab/cache.ts";
-import { agentImage } from "./lab/image.ts";
+import { agentImage } from "./lab/image/image.ts";
 import { installLab } from "./lab/install.ts";
 
 const usage = "usage: npm run demo [-- --exit]";

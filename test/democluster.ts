@@ -1,9 +1,9 @@
 /** The demo's cluster, from its start to Ctrl-C. */
-import { families } from "../src/plan/address.ts";
+import { families } from "../src/net/address.ts";
 import { kubernetesDir } from "./lab/cache.ts";
-import { Capture, wireguardPort } from "./lab/capture.ts";
-import { Cluster } from "./lab/cluster.ts";
-import { type Outcome, reachability, settle, unreached, ways } from "./lab/reachability.ts";
+import { Cluster } from "./lab/cluster/cluster.ts";
+import { Capture, wireguardPort } from "./lab/probe/capture.ts";
+import { type Outcome, reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
 
 const begin = performance.now();
 const step = (line: string) =>

@@ -6,7 +6,7 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { parse } from "yaml";
-import { compileExpression } from "../src/plan/expression.ts";
+import { compileExpression } from "../src/plan/podcidr/expression.ts";
 import { repository } from "./lab/cache.ts";
 import { type Block, commandBlocks } from "./lab/documents.ts";
 

@@ -2,14 +2,14 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { version } from "../package.json";
-import { annotation, annotationsOf } from "../src/plan/node.ts";
+import { annotation, annotationsOf } from "../src/plan/overlay/node.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import type { Namespace } from "./lab/kernel/namespace.ts";
+import { fileIdentity, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import { atLeast } from "./lab/loglevel.ts";
-import type { Namespace } from "./lab/namespace.ts";
 import type { Service } from "./lab/process.ts";
 import { until } from "./lab/process.ts";
-import { fileIdentity, stateOf } from "./lab/state.ts";
 
 let lab: Lab;
 /** It looks at everything each second. */

@@ -3,11 +3,11 @@
  * tells, else at the resync): afterwards all is as it was, and the pods reach and are reached.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
 import { until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 /** What the harms are aimed at. */
 interface Scene {

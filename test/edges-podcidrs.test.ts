@@ -1,10 +1,10 @@
 /** Where pod CIDRs may come from, and pod CIDRs that lie around the node's own address. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { contains } from "../src/plan/address.ts";
+import { contains } from "../src/net/address.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 
 const file = "/etc/wigglenet/pod-cidrs";

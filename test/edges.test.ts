@@ -1,14 +1,14 @@
 /** Paths that a simple overlay gets wrong: services, hostPorts, NAT, masquerade, and addresses that nobody has. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { nthAddress } from "../src/plan/address.ts";
-import { annotation } from "../src/plan/node.ts";
+import { nthAddress } from "../src/net/address.ts";
+import { annotation } from "../src/plan/overlay/node.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { createService, startKubeProxy } from "./lab/cluster/service.ts";
+import type { Addresses, Host } from "./lab/kernel/namespace.ts";
+import { outsideAddresses } from "./lab/kernel/underlay.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import type { Addresses, Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { createService, startKubeProxy } from "./lab/service.ts";
-import { outsideAddresses } from "./lab/underlay.ts";
 
 let lab: Lab;
 let n1: LightNode, n2: LightNode, n3: LightNode;

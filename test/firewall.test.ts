@@ -1,11 +1,11 @@
 /** Which packets pass, and what source address they arrive with: one table for every backend and setting. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { samples } from "../src/host/nftmodules.ts";
-import { Arrivals } from "./lab/arrivals.ts";
+import { samples } from "../src/host/firewall/nftmodules.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Protocol } from "./lab/cluster/place.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Protocol } from "./lab/place.ts";
+import { Arrivals } from "./lab/probe/arrivals.ts";
 
 type Name = "pod" | "remote pod" | "node" | "other node" | "outside";
 type Family = "ipv4" | "ipv6";

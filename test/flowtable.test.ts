@@ -3,12 +3,12 @@
  * kernel has no flow tables (the virtual machine's has) the agent says so, and the node works without.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { parseDevices, refusal } from "../src/host/flowtable.ts";
+import { parseDevices, refusal } from "../src/host/firewall/flowtable.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Stream } from "./lab/cluster/place.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import type { Addresses, Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Addresses, Host } from "./lab/namespace.ts";
-import type { Stream } from "./lab/place.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 
 let lab: Lab;

@@ -1,11 +1,11 @@
 /** No pod packet crosses the underlay in the clear, whatever happens; and the firewall comes back where it was harmed. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { Arrivals } from "./lab/arrivals.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import { atLeast } from "./lab/loglevel.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
+import { Arrivals } from "./lab/probe/arrivals.ts";
 import { sleep, until } from "./lab/process.ts";
 
 let lab: Lab;

@@ -1,9 +1,9 @@
 /** The health and metrics endpoints, asked from the node itself. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { copyFileSync, mkdirSync, readdirSync } from "node:fs";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import { type Issued, Pki } from "./lab/cluster/pki.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import { type Issued, Pki } from "./lab/pki.ts";
 import { patience, until } from "./lab/process.ts";
 
 const health = { HEALTH_BIND_ADDR: "127.0.0.1:24602" };

@@ -2,10 +2,10 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { $ } from "zx";
-import { Api, type ApiObject, refusal as refused } from "./lab/api.ts";
 import { helm, repository } from "./lab/cache.ts";
+import { Api, type ApiObject, refusal as refused } from "./lab/cluster/api.ts";
+import { goManifest } from "./lab/cluster/gomanifest.ts";
 import { commandBlocks } from "./lab/documents.ts";
-import { goManifest } from "./lab/gomanifest.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
 

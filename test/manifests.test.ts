@@ -6,10 +6,10 @@ import { parse } from "yaml";
 import { $ } from "zx";
 import { chart, chartFiles, fixed, inPod, manifests, render } from "../deploy/manifests.ts";
 import packageJson from "../package.json" with { type: "json" };
-import { type SettingName, settingNames, settings } from "../src/settings.ts";
-import { type ApiObject, objectsOf } from "./lab/api.ts";
+import { type SettingName, settingNames, settings } from "../src/config/settings.ts";
 import { helm, kubernetes, kubernetesVersion, repository } from "./lab/cache.ts";
-import { AGENT_IMAGE } from "./lab/image.ts";
+import { type ApiObject, objectsOf } from "./lab/cluster/api.ts";
+import { AGENT_IMAGE } from "./lab/image/image.ts";
 
 setDefaultTimeout(60_000);
 

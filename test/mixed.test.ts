@@ -1,12 +1,12 @@
 /** Beside a node of the Go implementation, on an underlay that drops whatever has a pod's address on it. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { podRanges } from "./lab/controlplane.ts";
-import { GoAgent } from "./lab/goagent.ts";
+import { podRanges } from "./lab/cluster/controlplane.ts";
+import { GoAgent } from "./lab/cluster/goagent.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { startKubeProxy } from "./lab/cluster/service.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
-import { startKubeProxy } from "./lab/service.ts";
 import {
   broken,
   createServices,
@@ -14,7 +14,7 @@ import {
   flowsFromOutside,
   flowsWithin,
   served,
-} from "./lab/serviceflows.ts";
+} from "./lab/probe/serviceflows.ts";
 
 let lab: Lab;
 let nodes: LightNode[];

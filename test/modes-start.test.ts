@@ -4,12 +4,12 @@ import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { version } from "../package.json";
 import { repository } from "./lab/cache.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import { atLeast } from "./lab/loglevel.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
 
 const binary = `${repository}/dist/wigglenet`;
 const token = "/etc/kubernetes/wigglenet/token";

@@ -3,13 +3,13 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { version } from "../package.json";
-import { annotationsOf } from "../src/plan/node.ts";
+import { annotationsOf } from "../src/plan/overlay/node.ts";
 import { repository } from "./lab/cache.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import { stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
 import { sleep, until } from "./lab/process.ts";
-import { stateOf } from "./lab/state.ts";
 
 const addresses = { ipv4: "192.0.2.77", ipv6: "2001:db8:77::1" };
 let lab: Lab;

@@ -1,11 +1,11 @@
 /** Who reaches whom, over which family, and what the underlay sees of it. */
 import { expect, test } from "bun:test";
-import { anythingClear } from "./lab/capture.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import type { Families } from "./lab/kernel/underlay.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
+import { anythingClear } from "./lab/probe/capture.ts";
 import { until } from "./lab/process.ts";
-import type { Families } from "./lab/underlay.ts";
 
 /** Every pair of places of different nodes of which at least one is a pod, and of the same node too. */
 function pairs(nodes: LightNode[], pods: Host[]): [Host, Host][] {

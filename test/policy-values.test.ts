@@ -1,7 +1,7 @@
 /** The policy of values on a real API server: what an agent may say of its own Node, and each kind of lie. */
 import { afterAll, beforeAll, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
-import { annotationsOf } from "../src/plan/node.ts";
-import { type Api, refusal } from "./lab/api.ts";
+import { annotationsOf } from "../src/plan/overlay/node.ts";
+import { type Api, refusal } from "./lab/cluster/api.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
 

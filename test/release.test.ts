@@ -10,9 +10,9 @@ import { goModules } from "../deploy/plugins.ts";
 import { type Unpacked, unpack } from "../deploy/unpack.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { cniPlugins } from "../src/host/plugins.ts";
-import { objectsOf } from "./lab/api.ts";
 import { helm, kubernetesVersion, repository, spdxTools } from "./lab/cache.ts";
-import { buildImage } from "./lab/image.ts";
+import { objectsOf } from "./lab/cluster/api.ts";
+import { buildImage } from "./lab/image/image.ts";
 
 setDefaultTimeout(600_000);
 

@@ -1,10 +1,10 @@
 /** An API server that is restored from a backup: what nodes say now is older than what is known of them. */
 import { expect, test } from "bun:test";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { stateOf } from "./lab/state.ts";
 
 test("a revision that goes back is noticed, nothing known is pruned or lost, and new nodes are reached", async () => {
   await using lab = await Lab.start({ nodes: 2 });

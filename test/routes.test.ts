@@ -1,11 +1,11 @@
 /** Routes and rules that others put on a node of the overlay: pods' packets arrive, and what catches them is named. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
+import { stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
-import { stateOf } from "./lab/state.ts";
 
 let lab: Lab;
 let node: LightNode, other: LightNode;

@@ -2,7 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ControlPlane } from "./lab/controlplane.ts";
+import { ControlPlane } from "./lab/cluster/controlplane.ts";
 
 /** Tests that run in one process, one file after the other. */
 interface Group {

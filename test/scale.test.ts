@@ -1,8 +1,8 @@
 /** A cluster of 5,000 nodes: what the firewall of one of them costs. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import type { Scale } from "./lab/firewallscale.ts";
-import type { ForeignSets } from "./lab/foreignsets.ts";
-import { Namespace } from "./lab/namespace.ts";
+import type { Scale } from "./lab/kernel/firewallscale.ts";
+import type { ForeignSets } from "./lab/kernel/foreignsets.ts";
+import { Namespace } from "./lab/kernel/namespace.ts";
 
 let namespace: Namespace;
 beforeAll(async () => {
@@ -13,7 +13,7 @@ afterAll(() => namespace.place.close());
 test.each(["nftables", "iptables-nft"])(
   "%s: the first sync costs little more than the bare program, one node more one element of each set",
   async (backend) => {
-    const script = `${import.meta.dirname}/lab/firewallscale.ts`;
+    const script = `${import.meta.dirname}/lab/kernel/firewallscale.ts`;
     const { sync, bare, oneMore }: Scale = JSON.parse(
       await namespace.run([process.execPath, script, backend]),
     );
@@ -34,7 +34,7 @@ test.each(["nftables", "iptables-nft"])(
   "%s: beside others' interval sets of 200,000 elements a node more or less costs no more than without them",
   async (backend) => {
     const crowded = await Namespace.create("crowded");
-    const script = `${import.meta.dirname}/lab/foreignsets.ts`;
+    const script = `${import.meta.dirname}/lab/kernel/foreignsets.ts`;
     const found: ForeignSets = JSON.parse(
       await crowded.run([process.execPath, script, backend]).finally(() => crowded.place.close()),
     );

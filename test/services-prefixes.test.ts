@@ -1,12 +1,12 @@
 /** Flows with Services and hostPorts from pods of a node's second pod CIDR, with masquerade off, as with public addresses. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { contains } from "../src/plan/address.ts";
-import { clearTraffic } from "./lab/clear.ts";
+import { contains } from "../src/net/address.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { startKubeProxy } from "./lab/cluster/service.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
-import { startKubeProxy } from "./lab/service.ts";
+import { clearTraffic } from "./lab/probe/clear.ts";
 import {
   broken,
   createServices,
@@ -15,7 +15,7 @@ import {
   flowsFromOutside,
   flowsWithin,
   served,
-} from "./lab/serviceflows.ts";
+} from "./lab/probe/serviceflows.ts";
 
 const file = "/etc/wigglenet/pod-cidrs";
 /** Of each node: the first of a family has room for one pod by IPv4, for two by IPv6. */

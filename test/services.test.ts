@@ -1,14 +1,14 @@
 /** A flow with a Service keeps its way: of every sort, by every kube-proxy, from everywhere, and none in the clear. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { families } from "../src/plan/address.ts";
-import { clearTraffic } from "./lab/clear.ts";
-import { podRanges } from "./lab/controlplane.ts";
+import { families } from "../src/net/address.ts";
+import { podRanges } from "./lab/cluster/controlplane.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { startKubeProxy } from "./lab/cluster/service.ts";
+import type { KubeProxyOptions } from "./lab/cluster/wholenodeconfig.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
-import { until } from "./lab/process.ts";
-import { startKubeProxy } from "./lab/service.ts";
+import { clearTraffic } from "./lab/probe/clear.ts";
 import {
   broken,
   createServices,
@@ -17,8 +17,8 @@ import {
   flowsWithin,
   policies,
   served,
-} from "./lab/serviceflows.ts";
-import type { KubeProxyOptions } from "./lab/wholenodeconfig.ts";
+} from "./lab/probe/serviceflows.ts";
+import { until } from "./lab/process.ts";
 
 let lab: Lab;
 let nodes: LightNode[];

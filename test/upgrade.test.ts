@@ -2,15 +2,15 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { version } from "../package.json";
+import { GoAgent } from "./lab/cluster/goagent.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import { nextBuild, nextVersion } from "./lab/cluster/nextbuild.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
 import { commandBlocks } from "./lab/documents.ts";
-import { GoAgent } from "./lab/goagent.ts";
+import { fileIdentity, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import { nextBuild, nextVersion } from "./lab/nextbuild.ts";
-import type { Pod } from "./lab/pod.ts";
-import { probes } from "./lab/probes.ts";
+import { probes } from "./lab/probe/probes.ts";
 import { patience, until } from "./lab/process.ts";
-import { fileIdentity, stateOf } from "./lab/state.ts";
 
 const privateKey = "/etc/wigglenet/private.key";
 const migration = commandBlocks("docs/migration.md");

@@ -1,9 +1,9 @@
 /** A kernel that was booted without IPv6 (`ipv6.disable=1`), in a virtual machine of its own. */
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import { atLeast } from "./lab/loglevel.ts";
-import type { Host } from "./lab/namespace.ts";
 
 test("a kernel without IPv6: pods and nodes reach each other by IPv4, with nothing wrong to tell", async () => {
   expect(existsSync("/proc/sys/net/ipv6")).toBe(false);

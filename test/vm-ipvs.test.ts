@@ -1,11 +1,11 @@
 /** Flows with Services by kube-proxy in IPVS mode, which not every kernel has: in a virtual machine. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { clearTraffic } from "./lab/clear.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
+import { startKubeProxy } from "./lab/cluster/service.ts";
+import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
-import type { Host } from "./lab/namespace.ts";
-import type { Pod } from "./lab/pod.ts";
-import { startKubeProxy } from "./lab/service.ts";
+import { clearTraffic } from "./lab/probe/clear.ts";
 import {
   broken,
   createServices,
@@ -14,7 +14,7 @@ import {
   flowsFromOutside,
   flowsWithin,
   served,
-} from "./lab/serviceflows.ts";
+} from "./lab/probe/serviceflows.ts";
 
 let lab: Lab;
 let nodes: LightNode[];

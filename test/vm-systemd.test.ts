@@ -6,10 +6,10 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
 import { repository } from "./lab/cache.ts";
+import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
+import { atLeast } from "./lab/cluster/loglevel.ts";
+import type { Pod } from "./lab/cluster/pod.ts";
 import { Lab } from "./lab/lab.ts";
-import { cniFile, type LightNode } from "./lab/lightnode.ts";
-import { atLeast } from "./lab/loglevel.ts";
-import type { Pod } from "./lab/pod.ts";
 import { until } from "./lab/process.ts";
 
 const self = `${repository}/dist/wigglenet`;

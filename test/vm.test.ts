@@ -6,9 +6,9 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { repository } from "./lab/cache.ts";
-import { ControlPlane } from "./lab/controlplane.ts";
-import { nextBuild } from "./lab/nextbuild.ts";
-import { Vm } from "./lab/vm.ts";
+import { ControlPlane } from "./lab/cluster/controlplane.ts";
+import { nextBuild } from "./lab/cluster/nextbuild.ts";
+import { Vm } from "./lab/kernel/vm.ts";
 
 /** Of the rest of the tests, those that ask for the kernel's WireGuard or rp_filter, its flow tables, IPVS, or systemd. */
 const guests: Guest[][] = [

@@ -4,13 +4,13 @@
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { version } from "../package.json";
-import { annotationsOf } from "../src/plan/node.ts";
-import { foreignSets, kubeProxyRuleset, kubeProxyService } from "./lab/foreignrules.ts";
+import { annotationsOf } from "../src/plan/overlay/node.ts";
+import type { LightNode } from "./lab/cluster/lightnode.ts";
+import { foreignSets, kubeProxyRuleset, kubeProxyService } from "./lab/kernel/foreignrules.ts";
+import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import type { LightNode } from "./lab/lightnode.ts";
+import { cpuOf, treeOf, watchMemory } from "./lab/probe/usage.ts";
 import { sleep, until } from "./lab/process.ts";
-import { type NodeState, stateOf } from "./lab/state.ts";
-import { cpuOf, treeOf, watchMemory } from "./lab/usage.ts";
 
 /** Seconds between the looks at everything of the node that looks; for what such a look may cost, see below. */
 const resync = 5;

@@ -7,10 +7,10 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { kubernetes, repository } from "./lab/cache.ts";
-import { Cluster, isReady } from "./lab/cluster.ts";
+import { Cluster, isReady } from "./lab/cluster/cluster.ts";
+import type { WholeNode } from "./lab/cluster/wholenode.ts";
+import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
 import { type Service, until } from "./lab/process.ts";
-import { reachability, settle, unreached, ways } from "./lab/reachability.ts";
-import type { WholeNode } from "./lab/wholenode.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,8 +1,8 @@
 /** Clusters of one family: real kubelets on an underlay that has nothing else, each with the manifest that is for it. */
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { Capture } from "./lab/capture.ts";
-import { Cluster } from "./lab/cluster.ts";
-import { reachability, settle, unreached, ways } from "./lab/reachability.ts";
+import { Cluster } from "./lab/cluster/cluster.ts";
+import { Capture } from "./lab/probe/capture.ts";
+import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
 
 setDefaultTimeout(120_000);
 

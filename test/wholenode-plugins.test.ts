@@ -1,7 +1,7 @@
 /** `wigglenet install-cni` as the DaemonSet's init container, on a whole node that has no CNI plugin at all. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { cniPlugins } from "../src/host/plugins.ts";
-import { Cluster, type PodObject } from "./lab/cluster.ts";
+import { Cluster, type PodObject } from "./lab/cluster/cluster.ts";
 import { until } from "./lab/process.ts";
 
 setDefaultTimeout(120_000);

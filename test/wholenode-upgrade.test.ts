@@ -2,15 +2,15 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { version } from "../package.json";
 import { kubernetesDir, repository } from "./lab/cache.ts";
-import { Cluster, type ClusterPod } from "./lab/cluster.ts";
+import { Cluster, type ClusterPod } from "./lab/cluster/cluster.ts";
+import { goManifest } from "./lab/cluster/gomanifest.ts";
+import { nextImage, nextVersion } from "./lab/cluster/nextbuild.ts";
+import type { WholeNode } from "./lab/cluster/wholenode.ts";
 import { commandBlocks } from "./lab/documents.ts";
-import { goManifest } from "./lab/gomanifest.ts";
-import { agentImage } from "./lab/image.ts";
-import { nextImage, nextVersion } from "./lab/nextbuild.ts";
-import { probes } from "./lab/probes.ts";
+import { agentImage } from "./lab/image/image.ts";
+import { probes } from "./lab/probe/probes.ts";
+import { settle, ways } from "./lab/probe/reachability.ts";
 import { run, until } from "./lab/process.ts";
-import { settle, ways } from "./lab/reachability.ts";
-import type { WholeNode } from "./lab/wholenode.ts";
 
 setDefaultTimeout(180_000);
 

@@ -2,12 +2,12 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { gatePath } from "../src/plan/cni.ts";
-import type { ApiObject } from "./lab/api.ts";
-import { Capture } from "./lab/capture.ts";
-import { Cluster, ClusterPod, isReady, type PodObject } from "./lab/cluster.ts";
-import { Pod } from "./lab/pod.ts";
+import type { ApiObject } from "./lab/cluster/api.ts";
+import { Cluster, ClusterPod, isReady, type PodObject } from "./lab/cluster/cluster.ts";
+import { Pod } from "./lab/cluster/pod.ts";
+import { Capture } from "./lab/probe/capture.ts";
+import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
 import { until } from "./lab/process.ts";
-import { reachability, settle, unreached, ways } from "./lab/reachability.ts";
 
 setDefaultTimeout(120_000);
 

@@ -1,9 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { parseEnv } from "node:util";
 import unit from "../../deploy/wigglenet.service" with { type: "text" };
-import { ConfigError, readConfig } from "../config.ts";
-import { printStep, type Step } from "../host/run.ts";
-import { settingNames, settings } from "../settings.ts";
+import { ConfigError, readConfig } from "../config/config.ts";
+import { settingNames, settings } from "../config/settings.ts";
+import { printStep, type Step } from "../host/command.ts";
 import { environmentFile, type Installed, planInstall, planUninstall, settingsOf } from "./install.ts";
 
 const nothing: Installed = {

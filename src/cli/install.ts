@@ -9,12 +9,12 @@ import { resolve } from "node:path";
 import { parseEnv } from "node:util";
 import unit from "../../deploy/wigglenet.service" with { type: "text" };
 import { ApiClient, ApiError } from "../cluster/client.ts";
-import { type Config, ConfigError, readConfig } from "../config.ts";
+import { type Config, ConfigError, readConfig } from "../config/config.ts";
+import { readSetting, settingNames, settings } from "../config/settings.ts";
+import { $, command, perform, printStep, type Step } from "../host/command.ts";
 import { readIfThere } from "../host/files.ts";
 import { checkPrograms } from "../host/programs.ts";
 import { removal } from "../host/removal.ts";
-import { $, command, perform, printStep, type Step } from "../host/run.ts";
-import { readSetting, settingNames, settings } from "../settings.ts";
 
 export const executablePath = "/usr/local/bin/wigglenet";
 export const environmentPath = "/etc/wigglenet/wigglenet.env";

@@ -1,7 +1,7 @@
 /** Follows where the API servers are: the endpoints of the Service `default/kubernetes`, which each of them keeps up. */
 import { setTimeout } from "node:timers/promises";
 import type { Logger } from "pino";
-import { parseAddress } from "../plan/address.ts";
+import { parseAddress } from "../net/address.ts";
 import { type ApiClient, ApiError } from "./client.ts";
 import type { ApiObject } from "./list.ts";
 import { backoff, follow } from "./reflector.ts";

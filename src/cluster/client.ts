@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import type { RequestOptions } from "node:https";
 // The package's index loads every generated model, 20 MB: this part alone knows kubeconfigs and credentials.
 import { KubeConfig } from "@kubernetes/client-node/dist/config.js";
-import { shorten } from "../shorten.ts";
+import { shorten } from "../report/shorten.ts";
 
 export interface ApiRequest {
   method?: "GET" | "PATCH";

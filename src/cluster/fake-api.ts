@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import pino from "pino";
-import type { NodeObject } from "../plan/node.ts";
+import type { NodeObject } from "../plan/overlay/node.ts";
 import { ApiClient } from "./client.ts";
 import type { ApiObject } from "./list.ts";
 

@@ -1,6 +1,12 @@
 /** Follows the Nodes: the own one whole, the others by their metadata, and keeps what the plan needs of each. */
 import type { Logger } from "pino";
-import { annotation, fromAnnotations, type NodeObject, type NodeRecord, saysAll } from "../plan/node.ts";
+import {
+  annotation,
+  fromAnnotations,
+  type NodeObject,
+  type NodeRecord,
+  saysAll,
+} from "../plan/overlay/node.ts";
 import type { ApiClient } from "./client.ts";
 import type { ApiObject } from "./list.ts";
 import { follow } from "./reflector.ts";

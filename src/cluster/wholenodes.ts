@@ -3,7 +3,13 @@
  * many by a list, all from the API server's cache.
  */
 import type { Logger } from "pino";
-import { fromAnnotations, fromNode, type NodeObject, type NodeRecord, saysAll } from "../plan/node.ts";
+import {
+  fromAnnotations,
+  fromNode,
+  type NodeObject,
+  type NodeRecord,
+  saysAll,
+} from "../plan/overlay/node.ts";
 import { type ApiClient, ApiError } from "./client.ts";
 import { type ApiObject, isOlder, readList } from "./list.ts";
 import { backoff } from "./reflector.ts";

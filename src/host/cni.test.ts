@@ -3,9 +3,9 @@ import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { cniList, gatePath } from "../plan/cni.ts";
-import { podRange } from "../plan/pods.ts";
+import { podRange } from "../plan/podcidr/ranges.ts";
 import { chainedBy, diffCni, type ObservedCni, observeCni } from "./cni.ts";
-import type { Step } from "./run.ts";
+import type { Step } from "./command.ts";
 
 const path = "/etc/cni/net.d/10-wigglenet.conflist";
 /** Where version 1.0.0 had the content. */

@@ -3,8 +3,8 @@ import { existsSync } from "node:fs";
 import { readlink } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { type CniList, gatePath, isGated, mergeCniList, parseCniList } from "../plan/cni.ts";
+import { type Step, whyNot } from "./command.ts";
 import { readIfThere } from "./files.ts";
-import { type Step, whyNot } from "./run.ts";
 
 export interface ObservedCni {
   /** Where it is a symbolic link: what that names. */

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CniPlugin, cniList } from "../plan/cni.ts";
-import { podRange } from "../plan/pods.ts";
+import { podRange } from "../plan/podcidr/ranges.ts";
 import { type EarlierCniFile, judgeEarlier, observeEarlier, watchCniFolder } from "./cnifolder.ts";
 
 let folder: string;

@@ -2,8 +2,8 @@
 import { type FSWatcher, statSync, watch } from "node:fs";
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import { basename, dirname, extname, join } from "node:path";
-import type { Finding, Findings } from "../findings.ts";
 import { type CniList, type CniPlugin, isGated } from "../plan/cni.ts";
+import type { Finding, Findings } from "../report/findings.ts";
 
 /** A file that the runtime reads before ours. */
 export interface EarlierCniFile {

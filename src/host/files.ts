@@ -2,8 +2,8 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync } from "node:crypto";
 import { chmod, mkdir, readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
-import { parseKey } from "../plan/node.ts";
-import { createExclusively, whyNot } from "./run.ts";
+import { parseKey } from "../plan/overlay/node.ts";
+import { createExclusively, whyNot } from "./command.ts";
 
 /** The public key of the node's private key, or undefined if there is no file; throws if the file holds no key. */
 export async function observePublicKey(path: string): Promise<string | undefined> {

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { rules as ownRules, type Route } from "../plan/routes.ts";
+import { rules as ownRules, type Route } from "../plan/overlay/routes.ts";
 import { catchingRules } from "./foreignrules.ts";
 import { parseRules } from "./rules.ts";
 

@@ -1,7 +1,8 @@
 /** Rules of others that are looked at before ours, and may take pods' packets from us. */
-import type { Findings } from "../findings.ts";
-import { overlaps } from "../plan/address.ts";
-import { lastPriority, podTable } from "../plan/routes.ts";
+
+import { overlaps } from "../net/address.ts";
+import { lastPriority, podTable } from "../plan/overlay/routes.ts";
+import type { Findings } from "../report/findings.ts";
 import type { DesiredRoutes } from "./routes.ts";
 import { type ObservedRule, settledRules } from "./rules.ts";
 

@@ -1,9 +1,9 @@
 /** Links and their addresses: what the node has, and the tunnel's own link with its addresses and MTU. */
 import { existsSync } from "node:fs";
 import type { Logger } from "pino";
-import { compareAddresses, parseAddress } from "../plan/address.ts";
+import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { NodeLink } from "../plan/own.ts";
-import { $, batch, type Command, CommandError, command, execute } from "./run.ts";
+import { $, batch, type Command, CommandError, command, execute } from "./command.ts";
 
 export interface Link extends NodeLink {
   up: boolean;

@@ -4,7 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import type { Logger } from "pino";
-import type { Findings } from "../findings.ts";
+import type { Findings } from "../report/findings.ts";
 
 const socketName = "\0wigglenet-agent";
 /** Milliseconds: an agent in a pod has 5 s to end, and one that is a service 10 s. */

@@ -2,7 +2,7 @@
 import { lstat, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import { introduction, perform, printStep, type Step, whyNot } from "./run.ts";
+import { introduction, perform, printStep, type Step, whyNot } from "./command.ts";
 
 /**
  * What the CNI file names, `bandwidth` for whoever adds it, and `loopback`, without which containerd makes no pod.

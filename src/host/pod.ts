@@ -1,8 +1,8 @@
 /** Whether the agent's pod has of its node what the agent needs: a DaemonSet may be another than that of this version. */
 import { access, constants, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { readSetting, type SettingName } from "../config/settings.ts";
 import { gatePath } from "../plan/cni.ts";
-import { readSetting, type SettingName } from "../settings.ts";
 import { readIfThere } from "./files.ts";
 
 export interface Needs {

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { readConfig } from "../config.ts";
+import { readConfig } from "../config/config.ts";
+import { CommandError } from "./command.ts";
 import { alwaysNeeded, judge, lackingRight, neededBy, type Program, programs } from "./programs.ts";
-import { CommandError } from "./run.ts";
 
 const iptables: Program = neededBy("iptables-nft")[0]!;
 const nft = (version: string, json = "yes") =>

@@ -1,10 +1,10 @@
 /** The programs of the host that the agent calls: whether each is there, and not too old for what is asked of it. */
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import type { Config } from "../config.ts";
-import { type Backend, chooseBackend } from "./firewall.ts";
-import { lackingModules, lackOf } from "./nftmodules.ts";
-import { CommandError, execute } from "./run.ts";
+import type { Config } from "../config/config.ts";
+import { CommandError, execute } from "./command.ts";
+import { type Backend, chooseBackend } from "./firewall/firewall.ts";
+import { lackingModules, lackOf } from "./firewall/nftmodules.ts";
 
 export interface Program {
   /** Asks for the version. */

@@ -1,11 +1,11 @@
 /** What an agent leaves standing when it ends, taken away: the CNI file first, so that no pod starts any more. */
 import { existsSync } from "node:fs";
-import { families } from "../plan/address.ts";
+import { families } from "../net/address.ts";
 import { diffCni, observeCni } from "./cni.ts";
-import { observeFirewall, removeFirewall } from "./firewall.ts";
+import { command, type Step } from "./command.ts";
+import { observeFirewall, removeFirewall } from "./firewall/firewall.ts";
 import { observeLinks } from "./link.ts";
 import { diffRoutes, observeRoutes } from "./routes.ts";
-import { command, type Step } from "./run.ts";
 
 /**
  * The steps that remove what is there, in order.

@@ -1,12 +1,12 @@
 import { describe, expect, test } from "bun:test";
-import type { Route, Rule, Table } from "../plan/routes.ts";
+import type { Route, Rule, Table } from "../plan/overlay/routes.ts";
+import type { Command } from "./command.ts";
 import link4 from "./recorded/ip-4-link.txt";
 import routes4 from "./recorded/ip-4-route.txt";
 import link6 from "./recorded/ip-6-link.txt";
 import routes6 from "./recorded/ip-6-route.txt";
 import { diffRoutes, guardsOf, type ObservedRoutes, parseRoutes, settledRoutes } from "./routes.ts";
 import { settledRules } from "./rules.ts";
-import type { Command } from "./run.ts";
 
 const unreachable = (prefix: string, table: Table = "24600"): Route => ({
   type: "unreachable",

@@ -6,7 +6,7 @@ import {
   hostPrefix,
   parseAddress,
   parsePrefix,
-} from "../plan/address.ts";
+} from "../net/address.ts";
 import {
   nodeTable,
   podTable,
@@ -16,9 +16,9 @@ import {
   routePlace,
   type Table,
   unreachableMetric,
-} from "../plan/routes.ts";
+} from "../plan/overlay/routes.ts";
+import { $, batch, type Command, CommandError } from "./command.ts";
 import { diffRules, familyFlag, type ObservedRule, observeRules, protocol, settledRules } from "./rules.ts";
-import { $, batch, type Command, CommandError } from "./run.ts";
 
 export interface ObservedRoutes {
   own: Route[];

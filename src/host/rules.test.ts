@@ -1,9 +1,9 @@
 import { describe, expect, test } from "bun:test";
-import type { Rule } from "../plan/routes.ts";
+import type { Rule } from "../plan/overlay/routes.ts";
+import type { Command } from "./command.ts";
 import rules4 from "./recorded/ip-4-rule.txt";
 import rules6 from "./recorded/ip-6-rule.txt";
 import { diffRules, type ObservedRule, parseRules, settledRules } from "./rules.ts";
-import type { Command } from "./run.ts";
 
 const marked: Rule = {
   family: "ipv4",

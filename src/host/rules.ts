@@ -1,7 +1,7 @@
 /** Policy rules: which are ours, and which of others are ahead of ours. */
-import { type Family, hostPrefix } from "../plan/address.ts";
-import { type Rule, ruleKey } from "../plan/routes.ts";
-import { $, batch, type Command } from "./run.ts";
+import { type Family, hostPrefix } from "../net/address.ts";
+import { type Rule, ruleKey } from "../plan/overlay/routes.ts";
+import { $, batch, type Command } from "./command.ts";
 
 /** Of routes (rt_protos) and rules that are ours. */
 export const protocol = "246";

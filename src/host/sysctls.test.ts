@@ -3,9 +3,9 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import pino from "pino";
-import { Findings } from "../findings.ts";
-import type { Family } from "../plan/address.ts";
-import { perform } from "./run.ts";
+import type { Family } from "../net/address.ts";
+import { Findings } from "../report/findings.ts";
+import { perform } from "./command.ts";
 import { applyForwarding, applySysctls, diffSysctls } from "./sysctls.ts";
 
 let folder: string;

@@ -1,9 +1,9 @@
 /** Sysctls below /proc/sys/net: those of our link and of pods' links, and forwarding. */
 import { join } from "node:path";
-import type { Findings } from "../findings.ts";
-import type { Family } from "../plan/address.ts";
+import type { Family } from "../net/address.ts";
+import type { Findings } from "../report/findings.ts";
+import { $, type Step, whyNot } from "./command.ts";
 import { readIfThere } from "./files.ts";
-import { $, type Step, whyNot } from "./run.ts";
 
 export type SysctlStep = Extract<Step, { kind: "sysctl" }>;
 type Perform = (steps: Step[]) => Promise<unknown>;

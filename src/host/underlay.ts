@@ -1,9 +1,9 @@
 /** What the node's other routes say: its gateways, and by which links packets leave it. */
-import { compareAddresses, type Family, familyOf, parseAddress, parsePrefix } from "../plan/address.ts";
+import { compareAddresses, type Family, familyOf, parseAddress, parsePrefix } from "../net/address.ts";
+import type { Underlay as Neighbourhood } from "../net/lookup.ts";
 import { peerEndpoints, type UnderlayInput, underlayMtu } from "../plan/identity.ts";
-import type { Underlay as Neighbourhood } from "../plan/lookup.ts";
+import { CommandError, eachLine } from "./command.ts";
 import { familyFlag, protocol } from "./rules.ts";
-import { CommandError, eachLine } from "./run.ts";
 
 /** More routes than these are read again at a resync only after `rereadAfter` ms: a full BGP table takes 0.3 s. */
 const many = 10_000;

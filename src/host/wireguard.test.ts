@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import type { Peer } from "../plan/desired.ts";
+import type { Command } from "./command.ts";
 import dump from "./recorded/wg-dump.txt";
 import empty from "./recorded/wg-dump-empty.txt";
-import type { Command } from "./run.ts";
 import {
   allowedIpOwners,
   diffIdentity,

@@ -1,9 +1,9 @@
 /** The tunnel's peers, by `wg`. A peer that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
 import { createHash } from "node:crypto";
-import { compareAddresses, parseAddress } from "../plan/address.ts";
-import type { Standing } from "../plan/claims.ts";
+import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { Peer } from "../plan/desired.ts";
-import { $, type Command, command } from "./run.ts";
+import type { Standing } from "../plan/overlay/claims.ts";
+import { $, type Command, command } from "./command.ts";
 
 export interface ObservedPeer {
   endpoint: string | undefined;

@@ -8,7 +8,7 @@ import {
   mergeCniList,
   parseCniList,
 } from "./cni.ts";
-import { podRange } from "./pods.ts";
+import { podRange } from "./podcidr/ranges.ts";
 
 interface Ipam {
   routes: { dst: string }[];

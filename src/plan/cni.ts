@@ -1,6 +1,6 @@
 /** The CNI file's content: our own plugins, and those that others have chained to them. */
-import { familyOf } from "./address.ts";
-import type { PodRange } from "./pods.ts";
+import { familyOf } from "../net/address.ts";
+import type { PodRange } from "./podcidr/ranges.ts";
 
 /**
  * An empty file that the agent makes once the node is in sync. host-local reads it as `resolvConf` and gives out no

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { plan } from "./desired.ts";
 import { input, keyless, native, node, routesOf, type Tweak, underlay } from "./fixtures/input.ts";
-import type { NodeRecord } from "./node.ts";
-import { podRange } from "./pods.ts";
+import type { NodeRecord } from "./overlay/node.ts";
+import { podRange } from "./podcidr/ranges.ts";
 
 describe("routes", () => {
   const ownGuards = ["main 10.1.0.0/24 unreachable", "main fd00:1::/64 unreachable"];

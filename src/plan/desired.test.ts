@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Desired, plan } from "./desired.ts";
-import type { Firewall, Rule } from "./firewall.ts";
+import type { Firewall, Rule } from "./firewall/firewall.ts";
 import { input, keyless, native, node, peersOf, type Tweak, underlay } from "./fixtures/input.ts";
 
 test("two nodes, dual-stack: all of it", () => {

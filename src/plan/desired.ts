@@ -1,13 +1,13 @@
 /** The desired state of this one node: plain data, sorted, from what the cluster says and what the node has. */
-import { compareAddresses, contains, type Family, families, familyOf, hostPrefix } from "./address.ts";
-import { blocked, inside } from "./blocked.ts";
-import { type SettledNode, type Standing, settle } from "./claims.ts";
+import { compareAddresses, contains, type Family, families, familyOf, hostPrefix } from "../net/address.ts";
+import type { Underlay } from "../net/lookup.ts";
 import { type CniList, cniList } from "./cni.ts";
-import { type Firewall, firewall } from "./firewall.ts";
-import type { Underlay } from "./lookup.ts";
-import type { NodeRecord } from "./node.ts";
-import type { PodRange } from "./pods.ts";
-import { type Route, type Rule, routes, rules } from "./routes.ts";
+import { type Firewall, firewall } from "./firewall/firewall.ts";
+import { blocked, inside } from "./overlay/blocked.ts";
+import { type SettledNode, type Standing, settle } from "./overlay/claims.ts";
+import type { NodeRecord } from "./overlay/node.ts";
+import { type Route, type Rule, routes, rules } from "./overlay/routes.ts";
+import type { PodRange } from "./podcidr/ranges.ts";
 
 export interface OwnNode {
   name: string;

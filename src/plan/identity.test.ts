@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { link } from "./fixtures/links.ts";
 import { type NodeAddresses, nodeAddresses, publishedAddresses, underlayMtu } from "./identity.ts";
-import { annotationsOf, type NodeObject } from "./node.ts";
+import { annotationsOf, type NodeObject } from "./overlay/node.ts";
 import type { NodeLink, OwnSettings } from "./own.ts";
 
 const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");

@@ -1,6 +1,6 @@
 /** What this node is to others: its addresses, and the MTU of the links that they are reached by. */
-import { type Family, familyOf, isUsable, unusableAs } from "./address.ts";
-import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./node.ts";
+import { type Family, familyOf, isUsable, unusableAs } from "../net/address.ts";
+import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./overlay/node.ts";
 import { type NodeLink, nodeLinks, type OwnSettings } from "./own.ts";
 
 /** What was decided before: in the last pass or, after a start, what the Node's annotations say. */

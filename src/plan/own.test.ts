@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
-import { compileExpression } from "./expression.ts";
 import { link } from "./fixtures/links.ts";
-import type { NodeObject } from "./node.ts";
+import type { NodeObject } from "./overlay/node.ts";
 import { forwardingLinks, nodeLinks, type OwnSettings, ownPodRanges } from "./own.ts";
+import { compileExpression } from "./podcidr/expression.ts";
 
 const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");
 const eth1 = link("eth1", "10.3.0.7/16", "fd00:3::7/64");

@@ -7,11 +7,11 @@ import {
   isUsable,
   overlaps,
   parsePrefix,
-} from "./address.ts";
-import { podCidrProblem } from "./bounds.ts";
-import type { Expression } from "./expression.ts";
-import { type NodeObject, specPodCidrs } from "./node.ts";
-import { type PodRange, podRange } from "./pods.ts";
+} from "../net/address.ts";
+import { podCidrProblem } from "./overlay/bounds.ts";
+import { type NodeObject, specPodCidrs } from "./overlay/node.ts";
+import type { Expression } from "./podcidr/expression.ts";
+import { type PodRange, podRange } from "./podcidr/ranges.ts";
 
 /** A link as the plan needs it. */
 export interface NodeLink {

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { compareAddresses } from "./address.ts";
+import { compareAddresses } from "../net/address.ts";
 import { plan } from "./desired.ts";
 import { input, node } from "./fixtures/input.ts";
 import { retain, retainElements } from "./retained.ts";

@@ -1,8 +1,8 @@
 /** While not all is known of the cluster: a desired state in which nothing is missing that is there. */
-import { compareAddresses } from "./address.ts";
+import { compareAddresses } from "../net/address.ts";
 import { type Desired, outermost, type Peer } from "./desired.ts";
-import type { Firewall, SetName } from "./firewall.ts";
-import { compareRoutes, type Route, type Rule, routePlace, ruleKey } from "./routes.ts";
+import type { Firewall, SetName } from "./firewall/firewall.ts";
+import { compareRoutes, type Route, type Rule, routePlace, ruleKey } from "./overlay/routes.ts";
 
 /** What is there of ours. */
 export interface Present {

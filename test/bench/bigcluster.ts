@@ -1,7 +1,7 @@
 /** A cluster of many nodes for measurements: Node objects as real kubelets and our agents write them, 15 kB each. */
 import { createHash, randomBytes } from "node:crypto";
-import { annotationsOf } from "../../src/plan/node.ts";
-import type { Api } from "../lab/api.ts";
+import { annotationsOf } from "../../src/plan/overlay/node.ts";
+import type { Api } from "../lab/cluster/api.ts";
 
 /** Requests to the API server that are under way at the same time. */
 const atOnce = 64;

@@ -3,12 +3,18 @@
  * through our rules and through connection tracking alone. A veth named as the tunnel's link stands in for the tunnel, so
  * that encryption, which takes far longer, does not hide the rules.
  */
-import { type Backend, diffFirewall, observeFirewall, removeFirewall } from "../../src/host/firewall.ts";
-import { perform } from "../../src/host/run.ts";
+
+import { perform } from "../../src/host/command.ts";
+import {
+  type Backend,
+  diffFirewall,
+  observeFirewall,
+  removeFirewall,
+} from "../../src/host/firewall/firewall.ts";
 import { plan } from "../../src/plan/desired.ts";
 import { crowd, input } from "../../src/plan/fixtures/input.ts";
 import { ensurePackages } from "../lab/install.ts";
-import { Namespace } from "../lab/namespace.ts";
+import { Namespace } from "../lab/kernel/namespace.ts";
 
 export interface DataPath {
   /** Our rules beside connection tracking alone, pair by pair: 1 is as fast. */

@@ -15,7 +15,7 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { cacheDir, helm, helmVersion, kubernetesDir, kubernetesVersion, spdxTools, tool } from "./cache.ts";
-import { VM_PACKAGES } from "./vm.ts";
+import { VM_PACKAGES } from "./kernel/vm.ts";
 
 /** What the lab's nodes, the control plane and the C programs need. */
 const labPackages = [

@@ -2,17 +2,17 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { families } from "../../src/plan/address.ts";
-import { ApiError } from "./api.ts";
+import { families } from "../../src/net/address.ts";
 import { kubernetes, repository } from "./cache.ts";
-import { anythingClear } from "./capture.ts";
-import { ControlPlane } from "./controlplane.ts";
+import { ApiError } from "./cluster/api.ts";
+import { ControlPlane } from "./cluster/controlplane.ts";
+import { cniFile, type LightNode } from "./cluster/lightnode.ts";
+import type { Pod } from "./cluster/pod.ts";
+import type { Host } from "./kernel/namespace.ts";
 import { Lab } from "./lab.ts";
-import { cniFile, type LightNode } from "./lightnode.ts";
-import type { Host } from "./namespace.ts";
-import type { Pod } from "./pod.ts";
+import { anythingClear } from "./probe/capture.ts";
+import { reachability, unreached } from "./probe/reachability.ts";
 import { until } from "./process.ts";
-import { reachability, unreached } from "./reachability.ts";
 
 setDefaultTimeout(60_000);
 

@@ -18,18 +18,18 @@
  * of this machine, used by one lab after the other; the lab gives its nodes their pod CIDRs then.
  */
 import { existsSync, readFileSync } from "node:fs";
-import { families as bothFamilies, type Family } from "../../src/plan/address.ts";
-import { objectsOf } from "./api.ts";
+import { families as bothFamilies, type Family } from "../../src/net/address.ts";
 import { repository } from "./cache.ts";
-import { Capture } from "./capture.ts";
-import { clearTraffic, watchClear } from "./clear.ts";
-import { ControlPlane, type ControlPlaneAccess } from "./controlplane.ts";
-import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./lightnode.ts";
-import type { Host } from "./namespace.ts";
-import type { PacketOptions, Protocol, Reached, Stream } from "./place.ts";
-import { Pod } from "./pod.ts";
+import { objectsOf } from "./cluster/api.ts";
+import { ControlPlane, type ControlPlaneAccess } from "./cluster/controlplane.ts";
+import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./cluster/lightnode.ts";
+import type { PacketOptions, Protocol, Reached, Stream } from "./cluster/place.ts";
+import { Pod } from "./cluster/pod.ts";
+import type { Host } from "./kernel/namespace.ts";
+import { type Families, familiesOf, pick, Underlay } from "./kernel/underlay.ts";
+import { Capture } from "./probe/capture.ts";
+import { clearTraffic, watchClear } from "./probe/clear.ts";
 import { until } from "./process.ts";
-import { type Families, familiesOf, pick, Underlay } from "./underlay.ts";
 
 export interface Allowed {
   podCidrs?: string[];

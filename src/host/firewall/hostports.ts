@@ -1,0 +1,163 @@
+/**
+ * hostPorts whose rules are gone. The portmap plugin writes them once, when a pod is added, and nobody repairs them:
+ * `nft flush ruleset`, as `systemctl restart nftables` does it, takes them for good (plugins#512).
+ */
+import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { type Family, families, familyOf, parseAddress } from "../../net/address.ts";
+import type { Findings } from "../../report/findings.ts";
+import { $, CommandError } from "../command.ts";
+import { readIfThere } from "../files.ts";
+
+/** Where libcni keeps what it has added, one file for each interface of a pod. */
+const resultsPath = "/var/lib/cni/results";
+const network = "wigglenet";
+
+/** A pod with hostPorts. */
+export interface HostPortPod {
+  containerId: string;
+  /** `namespace/name`, or its container where the runtime has told no name. */
+  name: string;
+  /** As "tcp 8080". */
+  ports: string[];
+  /** In which it needs rules. */
+  families: Family[];
+  /** Its links on the host; a pod whose link is gone is gone. */
+  links: string[];
+}
+
+interface CacheEntry {
+  containerId?: string;
+  cniArgs?: [string, string][];
+  capabilityArgs?: { portMappings?: { hostPort?: number; protocol?: string; hostIP?: string }[] };
+  result?: { interfaces?: { name?: string; sandbox?: string }[]; ips?: { address?: string }[] };
+}
+
+/** Parses a file of libcni's cache; undefined if it is of no pod with hostPorts. Throws if it is no JSON. */
+export function parseCacheEntry(content: string): HostPortPod | undefined {
+  const { containerId, cniArgs, capabilityArgs, result } = (JSON.parse(content) as CacheEntry | null) ?? {};
+  const mappings = (capabilityArgs?.portMappings ?? []).filter(({ hostPort }) => (hostPort ?? 0) > 0);
+  if (!containerId || mappings.length === 0) return undefined;
+  const args = new Map(cniArgs ?? []);
+  const [namespace, name] = [args.get("K8S_POD_NAMESPACE"), args.get("K8S_POD_NAME")];
+  const addresses = (result?.ips ?? []).flatMap(
+    ({ address }) => parseAddress(address?.split("/")[0] ?? "") ?? [],
+  );
+  // A mapping of one address of the host has no rule in the other family.
+  const mapped = (family: Family) =>
+    mappings.some(({ hostIP }) => !hostIP || familyOf(parseAddress(hostIP) ?? hostIP) === family);
+  return {
+    containerId,
+    name: name ? `${namespace}/${name}` : containerId,
+    ports: mappings.map(({ protocol, hostPort }) => `${protocol ?? "tcp"} ${hostPort}`),
+    families: families.filter(
+      (family) => mapped(family) && addresses.some((address) => familyOf(address) === family),
+    ),
+    links: (result?.interfaces ?? []).flatMap((each) => (each.sandbox ? [] : (each.name ?? []))),
+  };
+}
+
+const programs = {
+  ipv4: { name: "iptables", table: "ip", names: "/proc/net/ip_tables_names" },
+  ipv6: { name: "ip6tables", table: "ip6", names: "/proc/net/ip6_tables_names" },
+};
+
+/** All rules of portmap in a family, by either of its backends; undefined where they cannot be read. */
+async function portmapRules(family: Family): Promise<string | undefined> {
+  const { name, table, names } = programs[family];
+  const legacy = ((await readIfThere(names).catch(() => "nat")) ?? "").split("\n").includes("nat");
+  const texts = await Promise.all([
+    rulesOf(() => $`nft list table ${table} cni_hostport`),
+    // Not by iptables-nft: of a table that is not there it says that it is incompatible.
+    rulesOf(() => $`nft list chain ${table} nat CNI-HOSTPORT-DNAT`),
+    // Asked for nothing it would load its tables.
+    legacy ? rulesOf(() => $`${name}-legacy -t nat -S CNI-HOSTPORT-DNAT`) : "",
+  ]);
+  return texts.includes(undefined) ? undefined : texts.join("\n");
+}
+
+async function rulesOf(list: () => Promise<string>): Promise<string | undefined> {
+  try {
+    return await list();
+  } catch (error) {
+    const absent = /No chain|No such file|does not exist|cannot start/;
+    return error instanceof CommandError && absent.test(error.stderr) ? "" : undefined;
+  }
+}
+
+/**
+ * The chain that portmap gives a container in iptables. The container's id is in a comment there too, which nft does not
+ * show where an older iptables has written it.
+ */
+export function chainOf(containerId: string): string {
+  const hash = createHash("sha512").update(`${network}${containerId}`).digest("hex");
+  return `CNI-DN-${hash}`.slice(0, 28);
+}
+
+/** Those that have no rule of theirs in a family in which they need one. */
+export function withoutRules(
+  pods: readonly HostPortPod[],
+  rules: Partial<Record<Family, string | undefined>>,
+): HostPortPod[] {
+  return pods.filter(({ containerId, families }) =>
+    families.some((family) => {
+      const text = rules[family];
+      return text !== undefined && !text.includes(containerId) && !text.includes(chainOf(containerId));
+    }),
+  );
+}
+
+export class HostPorts {
+  /** By file name. What is in one never changes. */
+  #known = new Map<string, HostPortPod | undefined>();
+
+  async report(findings: Findings): Promise<void> {
+    const lost = (await this.#lost()).map(({ name, ports }) => `${name}: ${ports.join(", ")}`);
+    findings.report(
+      "hostPorts",
+      lost.length === 0
+        ? undefined
+        : {
+            severity: "warning",
+            message:
+              "hostPorts of pods have lost their rules, as with nft flush ruleset or systemctl restart nftables, and reach nothing: delete these pods, so that new ones get theirs",
+            pods: lost.sort(),
+          },
+    );
+  }
+
+  async #lost(): Promise<HostPortPod[]> {
+    const known = await this.#pods();
+    if (known.length === 0) return [];
+    const links = [...((await readIfThere("/proc/net/dev")) ?? "").matchAll(/^ *([^:\s]+):/gm)].map(
+      ([, name]) => name,
+    );
+    const pods = known.filter((pod) => pod.links.some((link) => links.includes(link)));
+    if (pods.length === 0) return [];
+    const needed = families.filter((family) => pods.some((pod) => pod.families.includes(family)));
+    const rules = await Promise.all(
+      needed.map(async (family) => [family, await portmapRules(family)] as const),
+    );
+    return withoutRules(pods, Object.fromEntries(rules));
+  }
+
+  async #pods(): Promise<HostPortPod[]> {
+    const names = existsSync(resultsPath) ? await readdir(resultsPath) : [];
+    const known = new Map<string, HostPortPod | undefined>();
+    for (const name of names.filter((each) => each.startsWith(`${network}-`))) {
+      if (this.#known.has(name)) known.set(name, this.#known.get(name));
+      else {
+        const content = (await readIfThere(join(resultsPath, name))) ?? "";
+        try {
+          known.set(name, parseCacheEntry(content));
+        } catch {
+          // It is being written, or has just gone.
+        }
+      }
+    }
+    this.#known = known;
+    return [...known.values()].flatMap((pod) => pod ?? []);
+  }
+}

@@ -1,0 +1,297 @@
+import { describe, expect, test } from "bun:test";
+import listedSet from "../recorded/ipset-remote-ipv4.txt";
+import listedLegacy from "../recorded/iptables-legacy-filter.txt";
+import listedNft from "../recorded/iptables-nft-filter.txt";
+import { accepting, text, wanted, wantedSets } from "./fixtures/iptables.ts";
+import {
+  diffChains,
+  diffSets,
+  type ObservedSets,
+  observeChains,
+  observeSets,
+  parseChain,
+  parsePassed,
+  parseSets,
+  settledChains,
+  variants,
+} from "./iptables.ts";
+
+describe("from nothing", () => {
+  test("IPv4", () => {
+    const ipv4 = diffChains("nft", wanted(), {}).filter(({ argv }) => argv[0] === "iptables-nft-restore");
+    expect(text(ipv4)).toMatchInlineSnapshot(`
+      "iptables-nft-restore --noflush -w 10
+      *mangle
+      :WIGGLENET-PREROUTING - [0:0]
+      -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv4 src -m rpfilter --invert -j DROP
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
+      -I PREROUTING 1 -j WIGGLENET-PREROUTING
+      :WIGGLENET-POSTROUTING - [0:0]
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-hosts-ipv4 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j DROP
+      -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
+      COMMIT
+      iptables-nft-restore --noflush -w 10
+      *filter
+      :WIGGLENET-INPUT - [0:0]
+      -A WIGGLENET-INPUT -i lo -j RETURN
+      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
+      -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv4 src -j RETURN
+      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
+      -I INPUT 1 -j WIGGLENET-INPUT
+      :WIGGLENET-FILTER - [0:0]
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-unencrypted-ipv4 src -j DROP
+      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
+      -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
+      -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
+      -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
+      -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
+      -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
+      -A WIGGLENET-FILTER -i wigglenet -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -I FORWARD 1 -j WIGGLENET-FILTER
+      COMMIT
+      iptables-nft-restore --noflush -w 10
+      *nat
+      :WIGGLENET-SRCNAT - [0:0]
+      -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
+      -I POSTROUTING 1 -j WIGGLENET-SRCNAT
+      COMMIT
+      "
+    `);
+  });
+
+  test("IPv6", () => {
+    const ipv6 = diffChains("legacy", wanted(), {}).filter(
+      ({ argv }) => argv[0] === "ip6tables-legacy-restore",
+    );
+    expect(text(ipv6)).toMatchInlineSnapshot(`
+      "ip6tables-legacy-restore --noflush -w 10
+      *mangle
+      :WIGGLENET-PREROUTING - [0:0]
+      -A WIGGLENET-PREROUTING -i veth+ -s fe80::/10 -j RETURN
+      -A WIGGLENET-PREROUTING -i veth+ -s ::/128 -j RETURN
+      -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv6 src -m rpfilter --invert -j DROP
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
+      -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
+      -I PREROUTING 1 -j WIGGLENET-PREROUTING
+      :WIGGLENET-POSTROUTING - [0:0]
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-hosts-ipv6 dst -j DROP
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
+      -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j DROP
+      -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
+      COMMIT
+      ip6tables-legacy-restore --noflush -w 10
+      *filter
+      :WIGGLENET-INPUT - [0:0]
+      -A WIGGLENET-INPUT -i lo -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 133 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 134 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 135 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 136 -j RETURN
+      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 137 -j RETURN
+      -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
+      -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv6 src -j RETURN
+      -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
+      -I INPUT 1 -j WIGGLENET-INPUT
+      :WIGGLENET-FILTER - [0:0]
+      -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-unencrypted-ipv6 src -j DROP
+      -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
+      -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
+      -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
+      -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
+      -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
+      -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 1 -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 2 -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 3 -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 4 -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 128 -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 129 -j RETURN
+      -A WIGGLENET-FILTER -i wigglenet -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
+      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -I FORWARD 1 -j WIGGLENET-FILTER
+      COMMIT
+      ip6tables-legacy-restore --noflush -w 10
+      *nat
+      :WIGGLENET-SRCNAT - [0:0]
+      -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
+      -I POSTROUTING 1 -j WIGGLENET-SRCNAT
+      COMMIT
+      "
+    `);
+  });
+
+  test.each<[title: string, own: string[], marks: string[], pass: string]>([
+    [
+      "several own pod CIDRs: a rule for each, and one that excludes them all",
+      ["10.1.0.0/24", "10.7.0.0/16", "fd00:1::/64"],
+      ["--ctrepldst 10.1.0.0/24", "--ctrepldst 10.7.0.0/16"],
+      "-m conntrack ! --ctrepldst 10.1.0.0/24 -m conntrack ! --ctrepldst 10.7.0.0/16 -m set",
+    ],
+    [
+      "none of this family: no mark",
+      ["fd00:1::/64"],
+      [],
+      "-m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN",
+    ],
+  ])("where replies go, with %s", (_, ownPodCidrs, marks, pass) => {
+    const rules = wanted({ ownPodCidrs })
+      .filter(({ family, table }) => family === "ipv4" && table === "mangle")
+      .flatMap((chain) => chain.rules)
+      .filter((rule) => rule.includes("--ctdir ORIGINAL"));
+    expect(rules.filter((rule) => rule.includes("-j MARK"))).toEqual(
+      marks.map((mark) => expect.stringContaining(`-m conntrack ${mark} -m set`)),
+    );
+    expect(rules.filter((rule) => rule.endsWith("-j RETURN"))).toEqual([expect.stringContaining(pass)]);
+  });
+
+  test("sets", () => {
+    expect(text(diffSets(wantedSets(), {}, "wanted"))).toMatchInlineSnapshot(`
+      "ipset restore
+      create WIGGLENET-own-ipv4 hash:net family inet maxelem 262144
+      add WIGGLENET-own-ipv4 10.1.0.0/24
+      create WIGGLENET-own-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-own-ipv6 fd00:1::/64
+      create WIGGLENET-remote-ipv4 hash:net family inet maxelem 262144
+      add WIGGLENET-remote-ipv4 10.1.1.0/24
+      add WIGGLENET-remote-ipv4 10.1.2.7
+      create WIGGLENET-remote-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-remote-ipv6 fd00:1:0:1::/64
+      create WIGGLENET-hosts-ipv4 hash:net family inet maxelem 262144
+      create WIGGLENET-hosts-ipv6 hash:net family inet6 maxelem 262144
+      create WIGGLENET-nodes-ipv4 hash:net family inet maxelem 262144
+      add WIGGLENET-nodes-ipv4 192.0.2.1
+      create WIGGLENET-nodes-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-nodes-ipv6 2001:db8::1
+      create WIGGLENET-native-ipv4 hash:net family inet maxelem 262144
+      create WIGGLENET-native-ipv6 hash:net family inet6 maxelem 262144
+      create WIGGLENET-unencrypted-ipv4 hash:net family inet maxelem 262144
+      add WIGGLENET-unencrypted-ipv4 10.1.1.0/24
+      create WIGGLENET-unencrypted-ipv6 hash:net family inet6 maxelem 262144
+      create WIGGLENET-keep-ipv4 hash:net family inet maxelem 262144
+      add WIGGLENET-keep-ipv4 172.20.0.0/16
+      create WIGGLENET-keep-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-keep-ipv6 2001:db8:9::9
+      "
+    `);
+  });
+
+  test("what a policy of DROP needs", () => {
+    expect(text(diffChains("nft", accepting(), {}))).toMatchInlineSnapshot(`
+      "iptables-nft-restore --noflush -w 10
+      *filter
+      :WIGGLENET-FORWARD - [0:0]
+      -A WIGGLENET-FORWARD -s 10.1.0.0/24 -j ACCEPT
+      -A WIGGLENET-FORWARD -d 10.1.0.0/24 -j ACCEPT
+      -A FORWARD -j WIGGLENET-FORWARD
+      COMMIT
+      ip6tables-nft-restore --noflush -w 10
+      *filter
+      :WIGGLENET-FORWARD - [0:0]
+      -A WIGGLENET-FORWARD -s fd00:1::/64 -j ACCEPT
+      -A WIGGLENET-FORWARD -d fd00:1::/64 -j ACCEPT
+      -A FORWARD -j WIGGLENET-FORWARD
+      COMMIT
+      "
+    `);
+  });
+
+  test.each([...variants])("one transaction for each table and family: %s", (variant) => {
+    const programs = diffChains(variant, wanted(), {}).map(
+      ({ argv, stdin }) => `${argv[0]} ${stdin?.split("\n")[0]}`,
+    );
+    expect(programs).toEqual([
+      `iptables-${variant}-restore *mangle`,
+      `iptables-${variant}-restore *filter`,
+      `iptables-${variant}-restore *nat`,
+      `ip6tables-${variant}-restore *mangle`,
+      `ip6tables-${variant}-restore *filter`,
+      `ip6tables-${variant}-restore *nat`,
+    ]);
+  });
+});
+
+describe("what was listed", () => {
+  const forward = (family: "ipv4" | "ipv6") =>
+    settledChains(wanted())[`${family} filter WIGGLENET-FILTER`]?.fingerprints ?? [];
+  const both = [...forward("ipv4"), ...forward("ipv6")];
+
+  test.each([
+    ["iptables-nft", listedNft],
+    ["iptables-legacy", listedLegacy],
+  ])("%s -S: the fingerprints of what was loaded", (_, listed) => {
+    expect(both.length).toBe(30);
+    expect(parseChain(listed)).toEqual(both);
+  });
+
+  test.each<[title: string, listing: string, fingerprints: string[]]>([
+    ["an empty chain", "-N WIGGLENET-FILTER\n", []],
+    [
+      "no quotes, as older versions print it",
+      "-A X -m comment --comment wigglenet:4f42e499a137 -j DROP\n",
+      ["4f42e499a137"],
+    ],
+    ["a rule without a comment", "-N X\n-A X -j ACCEPT\n", [""]],
+    ["a comment of another's", '-A X -m comment --comment "not wigglenet: 4f42e499a137" -j ACCEPT\n', [""]],
+  ])("a chain: %s", (_, listing, fingerprints) => {
+    expect(parseChain(listing)).toEqual(fingerprints);
+  });
+
+  test("packets that were counted as they passed", () => {
+    const lines = [
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:1" -m conntrack --ctdir REPLY --ctstate DNAT -c 9 900 -j RETURN',
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:2" -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst 10.1.0.0/24 -c 7 700 -j RETURN',
+      '-A X ! -o wigglenet -m comment --comment "wigglenet:3" -m conntrack --ctdir ORIGINAL -c 5 500 -j DROP',
+    ];
+    expect(parsePassed(`-N X\n${lines.join("\n")}\n`)).toBe(7);
+    expect(parseChain(lines.join("\n"))).toHaveLength(3);
+  });
+
+  const header = listedSet.split("\n")[0];
+  test.each<[title: string, listing: string, sets: ObservedSets]>([
+    ["what was loaded", listedSet, { "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7"] }],
+    ["none without members", `${header}\n`, { "WIGGLENET-remote-ipv4": [] }],
+    [
+      "with what another added",
+      `${listedSet}add WIGGLENET-remote-ipv4 10.9.0.0/16 timeout 60\n`,
+      { "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7", "10.9.0.0/16"] },
+    ],
+    [
+      "several, and the prompts between",
+      `ipset> create WIGGLENET-own-ipv6 hash:net family inet6\nipset> ${listedSet}ipset> `,
+      { "WIGGLENET-own-ipv6": [], "WIGGLENET-remote-ipv4": ["10.1.1.0/24", "10.1.2.7"] },
+    ],
+    ["nothing", "ipset> ", {}],
+  ])("sets: %s", (_, listing, sets) => {
+    expect(parseSets(listing)).toEqual(sets);
+  });
+
+  test("the members of a set, as they are wanted", () => {
+    expect(parseSets(listedSet)["WIGGLENET-remote-ipv4"]).toEqual(wantedSets()["WIGGLENET-remote-ipv4"]);
+  });
+});
+
+test("without the programs there is nothing of ours: nftables needs neither", async () => {
+  const path = process.env.PATH;
+  try {
+    process.env.PATH = "/nonexistent";
+    const [observedSets, observedChains] = [await observeSets(), await observeChains("legacy")];
+    expect(observedSets).toEqual({});
+    expect([...new Set(Object.values(observedChains))]).toEqual([undefined]);
+  } finally {
+    process.env.PATH = path;
+  }
+});

@@ -1,0 +1,184 @@
+/** Services of every sort on light nodes, and the flows that clients of every sort have with them. */
+import { families } from "../../../src/net/address.ts";
+import type { ControlPlane } from "../cluster/controlplane.ts";
+import type { LightNode } from "../cluster/lightnode.ts";
+import type { Pod } from "../cluster/pod.ts";
+import { createService } from "../cluster/service.ts";
+import type { Addresses, Host } from "../kernel/namespace.ts";
+import type { Underlay } from "../kernel/underlay.ts";
+import { until } from "../process.ts";
+
+export const policies = ["Cluster", "Local"] as const;
+export type Policy = (typeof policies)[number];
+
+/** A Service with one backend, by all of its addresses. */
+export interface FlowService {
+  name: string;
+  policy: Policy;
+  backend: Pod | LightNode;
+  /** Where the backend is. */
+  node: LightNode;
+  nodePort: number;
+  clusterIp: Addresses;
+  /** One for each node, to which the router sends what comes for it. */
+  balancers: Addresses[];
+  externalIps: Addresses[];
+}
+
+/** Two Services for each backend, one of each policy, and the router's ways to them. */
+export async function createServices(
+  controlPlane: ControlPlane,
+  { router }: Underlay,
+  nodes: readonly LightNode[],
+  backends: readonly { backend: Pod | LightNode; node: LightNode }[],
+): Promise<FlowService[]> {
+  const addresses = (kind: number, service: number): Addresses[] =>
+    nodes.map((_, entry) => ({
+      ipv4: `203.${kind}.${entry}.${service + 1}`,
+      ipv6: `2001:db8:${kind}:${entry}::${(service + 1).toString(16)}`,
+    }));
+  await router.ip(
+    ...[0, 1].flatMap((kind) =>
+      nodes.flatMap((node, entry) => [
+        `route add 203.${kind}.${entry}.0/24 via ${node.addresses.ipv4}`,
+        `route add 2001:db8:${kind}:${entry}::/64 via ${node.addresses.ipv6}`,
+      ]),
+    ),
+  );
+  return await Promise.all(
+    backends
+      .flatMap((each) => policies.map((policy) => ({ ...each, policy })))
+      .map(async ({ backend, node, policy }, index) => {
+        const options = {
+          // Of the band from which none is given to who asks for no certain one.
+          nodePort: 30010 + index,
+          balancers: addresses(0, index),
+          externalIps: addresses(1, index),
+        };
+        const name = `${backend.name.replace("/", "-")}-${policy.toLowerCase()}`;
+        const clusterIp = await createService(controlPlane, name, {
+          ...options,
+          backends: [backend],
+          policy,
+        });
+        return { name, policy, backend, node, clusterIp, ...options };
+      }),
+  );
+}
+
+/** Waits until the kube-proxy of every node knows every Service. */
+export async function served(nodes: readonly LightNode[], services: readonly FlowService[]): Promise<void> {
+  for (const node of nodes)
+    await until(
+      `kube-proxy of ${node.name} to know all Services`,
+      async () => {
+        const asked = services.flatMap(({ clusterIp }) =>
+          families.map((family) =>
+            node.place.reach({ protocol: "udp", address: clusterIp[family]!, timeout: 500 }),
+          ),
+        );
+        return (await Promise.all(asked)).every(({ ok }) => ok);
+      },
+      { timeout: 30_000, every: 500 },
+    );
+}
+
+export interface Flow {
+  client: Host;
+  /** Such as "NodePort of n2, of n1-b-cluster". */
+  target: string;
+  addresses: Addresses;
+  port: number;
+}
+
+/** What a client on a node, a pod or the node itself, can have with a Service. */
+export function flowsWithin(
+  nodes: readonly LightNode[],
+  node: LightNode,
+  client: Host,
+  service: FlowService,
+): Flow[] {
+  const at = nodes.indexOf(node);
+  const { backend, clusterIp, balancers, externalIps, nodePort: port, policy, node: home } = service;
+  // Policy Local: of another node's port those alone that have the backend.
+  const other = policy === "Local" ? home : nodes[(at + 1) % nodes.length]!;
+  // The Service leads by way of the other node back to its own.
+  const further = policy === "Local" ? home : nodes.at(at - 1)!;
+  const ports = [...new Set([node, other, further])].map((each): [string, Addresses, number] => [
+    `NodePort of ${each.name}`,
+    each.addresses,
+    port,
+  ]);
+  const targets: [string, Addresses, number][] = [
+    ["ClusterIP", clusterIp, 7],
+    ["LoadBalancer address", balancers[at]!, 7],
+    ["external IP", externalIps[at]!, 7],
+    ...ports,
+  ];
+  return targets.map(([sort, addresses, port]) => ({
+    client,
+    target: `${sort}, policy ${policy}, backend ${backend.name}`,
+    addresses,
+    port,
+  }));
+}
+
+/** What `outside` can have with a Service: by each node, or with policy Local by the one with the backend. */
+export function flowsFromOutside(nodes: readonly LightNode[], client: Host, service: FlowService): Flow[] {
+  const { backend, balancers, externalIps, nodePort, policy } = service;
+  return nodes.flatMap((node, entry) => {
+    if (policy === "Local" && node !== service.node) return [];
+    const targets: [string, Addresses, number][] = [
+      ["NodePort", node.addresses, nodePort],
+      ["LoadBalancer address", balancers[entry]!, 7],
+      ["external IP", externalIps[entry]!, 7],
+    ];
+    return targets.map(([sort, addresses, port]) => ({
+      client,
+      target: `${sort} by ${node.name}, policy ${policy}, backend ${backend.name}`,
+      addresses,
+      port,
+    }));
+  });
+}
+
+/** Of each protocol, messages with pauses between them: a flow that changes its way breaks at the second. */
+const talks = [
+  { protocol: "tcp", messages: 3, interval: 300 },
+  { protocol: "udp", messages: 20, interval: 50 },
+] as const;
+
+/**
+ * Has all flows at once, by both families. What was not answered in full, one line each. On a busy machine a node's
+ * wireguard-go may not run for so long that the kernel drops what came for it: then what suffered is tried again.
+ */
+export async function broken(nodes: readonly LightNode[], flows: readonly Flow[]): Promise<string[]> {
+  let talking = flows.flatMap((flow) =>
+    families.flatMap((family) => talks.map((talk) => ({ flow, family, talk }))),
+  );
+  for (let attempt = 1; ; attempt++) {
+    const before = await droppedBySockets(nodes);
+    const all = talking.map(async (each) => {
+      const { client, addresses, port } = each.flow;
+      const address = addresses[each.family]!;
+      return { ...each, reached: await client.place.talk({ ...each.talk, address, port }) };
+    });
+    const failed = (await Promise.all(all)).filter(({ reached }) => !reached.ok);
+    if (failed.length > 0 && attempt < 4 && (await droppedBySockets(nodes)) > before) {
+      talking = failed;
+      continue;
+    }
+    return failed.map(({ flow: { client, target }, family, talk: { protocol }, reached }) =>
+      [`${client.name} -> ${target}`, protocol, family, reached.ok || reached.reason].join(", "),
+    );
+  }
+}
+
+/** UDP packets of the nodes that found no room at their socket. */
+async function droppedBySockets(nodes: readonly LightNode[]): Promise<number> {
+  const counts = nodes.map(async (node) => {
+    const { stdout } = await node.$`nstat -asz UdpRcvbufErrors Udp6RcvbufErrors`;
+    return [...stdout.matchAll(/RcvbufErrors +(\d+)/g)].reduce((sum, [, count]) => sum + Number(count), 0);
+  });
+  return (await Promise.all(counts)).reduce((sum, count) => sum + count, 0);
+}
