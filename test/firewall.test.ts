@@ -1,13 +1,18 @@
 /** Which packets pass, and what source address they arrive with: one table for every backend and setting. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { version } from "../package.json";
 import { samples } from "../src/host/firewall/nftmodules.ts";
+import { annotationsOf } from "../src/plan/overlay/node.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Protocol } from "./lab/cluster/place.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
+import { routerAddresses } from "./lab/kernel/underlay.ts";
 import { Lab } from "./lab/lab.ts";
 import { Arrivals } from "./lab/probe/arrivals.ts";
+import { until } from "./lab/process.ts";
 
-type Name = "pod" | "remote pod" | "node" | "other node" | "outside";
+/** "router" is the nodes' gateway and has the API server; a third node's pod CIDRs lie around its addresses. */
+type Name = "pod" | "remote pod" | "node" | "other node" | "outside" | "router";
 type Family = "ipv4" | "ipv6";
 interface Settings {
   masquerade: boolean;
@@ -39,6 +44,11 @@ const rows: Row[] = [
   ["outside", "remote pod", ({ filter }) => (filter ? "dropped" : "outside")],
   ["outside", "node", always("outside")],
   ["outside", "other node", always("outside")],
+  ["pod", "router", ({ masquerade }) => (masquerade ? "node" : "pod")],
+  ["remote pod", "router", ({ masquerade }) => (masquerade ? "other node" : "remote pod")],
+  ["node", "router", always("node")],
+  ["router", "pod", ({ filter }) => (filter ? "dropped" : "router")],
+  ["router", "node", always("router")],
 ];
 
 let lab: Lab;
@@ -50,14 +60,32 @@ beforeAll(async () => {
   const [node, other] = lab.nodes as [LightNode, LightNode];
   const [pod, remote] = await Promise.all([node.pod("p"), other.pod("p")]);
   await lab.shakeHands();
-  hosts = { pod, "remote pod": remote, node, "other node": other, outside: lab.outside };
+  const router = { name: "router", addresses: routerAddresses, place: lab.underlay.router.place };
+  hosts = { pod, "remote pod": remote, node, "other node": other, outside: lab.outside, router };
+  const annotations = annotationsOf({
+    version,
+    publicKey: Buffer.alloc(32, 1).toString("base64"),
+    podCidrs: ["172.30.0.0/29", "fd30::/125"],
+    addresses: [],
+    endpoints: ["172.30.0.200", "fd30::200"],
+  });
+  await lab.controlPlane.api.create({
+    apiVersion: "v1",
+    kind: "Node",
+    metadata: { name: "around-router", annotations },
+  });
+  for (const each of [node, other])
+    await until("the third node's pod CIDRs to be excepted", async () => {
+      const { stdout } = await each.$`ip route show table 24600; ip -6 route show table 24600`;
+      return ["throw 172.30.0.1 ", "throw fd30::1 "].every((route) => stdout.includes(route));
+    });
   arrivals = new Map(
     await Promise.all(
       Object.values(hosts).map(async (host) => [host, await Arrivals.start(host, lab.underlay.dir)] as const),
     ),
   );
   // Outside knows the way to the pods, as to public addresses: what then keeps it out is the filter alone.
-  for (const each of lab.nodes)
+  for (const each of [node, other])
     for (const prefix of await each.podCIDRs())
       await lab.underlay.router.ip(
         `route add ${prefix} via ${prefix.includes(":") ? each.addresses.ipv6 : each.addresses.ipv4}`,
@@ -95,14 +123,19 @@ async function outcomes(settings: Settings): Promise<{ seen: string[]; expected:
   });
   const expected = cases.map(
     ({ from, to, source, family, protocol }) =>
-      `${from} -> ${to} ${family} ${protocol}: ${verdict(source(settings), family, protocol)}`,
+      `${from} -> ${to} ${family} ${protocol}: ${verdict(source(settings), from, family, protocol)}`,
   );
   return { seen: await Promise.all(seen), expected };
 }
 
-function verdict(source: Name | "gateway" | "dropped", family: Family, protocol: Protocol): string {
+function verdict(
+  source: Name | "gateway" | "dropped",
+  from: Name,
+  family: Family,
+  protocol: Protocol,
+): string {
   // RFC 4890: echo passes firewalls in IPv6.
-  return source === "dropped" && protocol === "icmp" && family === "ipv6" ? "outside" : source;
+  return source === "dropped" && protocol === "icmp" && family === "ipv6" ? from : source;
 }
 
 function whose(address: string, family: Family): string {
