@@ -50,6 +50,7 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
@@ -62,6 +63,7 @@ describe("from nothing", () => {
       :WIGGLENET-SRCNAT - [0:0]
       -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -j MASQUERADE --random-fully
       -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT
       "
@@ -110,6 +112,7 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
@@ -128,6 +131,7 @@ describe("from nothing", () => {
       :WIGGLENET-SRCNAT - [0:0]
       -A WIGGLENET-SRCNAT -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -j MASQUERADE --random-fully
       -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
+      -A WIGGLENET-SRCNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j MASQUERADE --random-fully
       -I POSTROUTING 1 -j WIGGLENET-SRCNAT
       COMMIT
       "
@@ -233,7 +237,7 @@ describe("what was listed", () => {
     ["iptables-nft", listedNft],
     ["iptables-legacy", listedLegacy],
   ])("%s -S: the fingerprints of what was loaded", (_, listed) => {
-    expect(both.length).toBe(30);
+    expect(both.length).toBe(32);
     expect(parseChain(listed)).toEqual(both);
   });
 

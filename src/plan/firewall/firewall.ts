@@ -124,10 +124,10 @@ export function firewall(input: FirewallInput): Firewall {
               ledOn(family, input.masqueradeRandomFully),
             ]
           : []),
-        ...(tunnelled && input.masquerade[family] ? [unconnected(input.link, family)] : []),
+        ...(tunnelled && input.masquerade[family] ? unconnected(input.link, family) : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
-        ...(input.masquerade[family] ? [masquerade(family, input.masqueradeRandomFully)] : []),
+        ...(input.masquerade[family] ? masquerade(family, input.masqueradeRandomFully) : []),
       ];
     }),
     sets: {
@@ -242,15 +242,13 @@ function staysInTunnel(link: string, family: Family): Rule[] {
 }
 
 /** Masquerade translates no packet that belongs to no connection (kubernetes#74839): it is of no use outside. */
-function unconnected(link: string, family: Family): Rule {
-  const match: Conditions = {
-    notOut: link,
-    from: "@own",
-    notFrom: ["@hosts"],
-    notTo: notOutside,
-    state: "invalid",
-  };
-  return { hook: "forward", family, match, verdict: "drop" };
+function unconnected(link: string, family: Family): Rule[] {
+  return toOutside.map((match) => ({
+    hook: "forward",
+    family,
+    match: { notOut: link, ...match, state: "invalid" },
+    verdict: "drop",
+  }));
 }
 
 /**
@@ -288,7 +286,14 @@ function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
   ];
 }
 
-const notOutside: Addresses[] = ["@own", "@remote", "@nodes", "@keep"];
+/**
+ * Own pods' packets to what is neither a pod of the cluster nor a node behind its tunnel. A router, an API server or a
+ * node without a tunnel may lie inside a pod CIDR, and is outside all the same.
+ */
+const toOutside: Conditions[] = [
+  { from: "@own", notFrom: ["@hosts"], notTo: ["@own", "@remote", "@nodes", "@keep"] },
+  { from: "@own", notFrom: ["@hosts"], to: "@hosts", notTo: ["@nodes", "@keep"] },
+];
 
 /**
  * What a Service leads on from another node's pod to elsewhere comes back by this node, and crosses the underlay with a
@@ -303,13 +308,13 @@ function ledOn(family: Family, random: boolean): Rule {
   };
 }
 
-/** Own pods' packets to what is neither a pod of the cluster nor a node behind its tunnel get the node's address. */
-function masquerade(family: Family, random: boolean): Rule {
-  return {
+/** Own pods' packets to the outside get the node's address. */
+function masquerade(family: Family, random: boolean): Rule[] {
+  return toOutside.map((match) => ({
     hook: "srcnat",
     family,
-    match: { from: "@own", notFrom: ["@hosts"], notTo: notOutside },
+    match,
     // Ports at random: two CPUs' NAT else race for the same one (flannel#1004).
     verdict: random ? "masquerade-random" : "masquerade",
-  };
+  }));
 }
