@@ -62,6 +62,12 @@ const listed = (node: LightNode, addresses: string[]) =>
 /** n2's addresses on n3. */
 const onLo = (verb: "add" | "del") =>
   n3.namespace.ip(`addr ${verb} ${own().ipv4}/32 dev lo`, `addr ${verb} ${own().ipv6}/128 dev lo`);
+/** For how long n2's link prefers its addresses to others. */
+const preferred = (time: "0" | "forever") =>
+  n2.namespace.ip(
+    `addr change ${own().ipv4}/24 dev eth0 valid_lft forever preferred_lft ${time}`,
+    `addr change ${own().ipv6}/64 dev eth0 valid_lft forever preferred_lft ${time}`,
+  );
 
 describe("an address that is on the node's link stays in the tunnel", () => {
   test.each<[way: string, harm: () => Promise<unknown>, heal: () => Promise<unknown>]>([
@@ -100,6 +106,25 @@ describe("an address that is on the node's link stays in the tunnel", () => {
         await n2.inSync();
       },
       () => n2.publishAddresses(),
+    ],
+    [
+      "they are deprecated on the link, as in a network that is renumbered",
+      () => preferred("0"),
+      () => preferred("forever"),
+    ],
+    [
+      "they are deprecated, not listed for a while, and the agent is restarted",
+      async () => {
+        await preferred("0");
+        await n2.publishAddresses({}, {});
+        await n2.stopAgent();
+        n2.startAgent();
+        await n2.inSync();
+      },
+      async () => {
+        await n2.publishAddresses();
+        await preferred("forever");
+      },
     ],
     [
       "another Node lists them in its status (a VIP that fails over)",
@@ -146,12 +171,20 @@ describe("an address that is on the node's link stays in the tunnel", () => {
   });
 });
 
-test("an odd address is left out by the node itself, with its reason in the log, and costs it nothing", async () => {
-  await n2.publishAddresses({ ipv4: "169.254.20.10", ipv6: own().ipv6 });
+test("odd addresses are left out by the node itself, each with its reason in the log, and cost it nothing", async () => {
+  const odd = {
+    "169.254.20.10": expect.stringContaining("link-local"),
+    "fe80::1%eth0": expect.stringContaining("zone"),
+    "::ffff:172.30.0.12": expect.stringContaining("IPv4-mapped"),
+    "172.30.0.12/24": expect.stringContaining("not an address"),
+    pending: expect.stringContaining("not an address"),
+  };
+  await listed(n2, [...Object.keys(odd), own().ipv6]);
   const finding = await until("n2 to name it", () =>
     n2.agentLog().find((line) => line.topic === "addresses"),
   );
-  expect(finding).toMatchObject({ level: "warn", leftOut: { "169.254.20.10": "it is link-local" } });
+  expect(finding).toMatchObject({ level: "warn", leftOut: odd });
+  expect(Object.keys((finding.leftOut as object) ?? {}).sort()).toEqual(Object.keys(odd).sort());
   expect(await published(n2)).toEqual(JSON.parse(healthy[1]?.annotations[annotation.nodeIps] ?? ""));
   await n2.publishAddresses();
   await until("n2 to say that it is over", () =>

@@ -100,6 +100,14 @@ describe("what is listed and left out of the tunnel, with its reason", () => {
     ["deprecated", "192.0.2.7", [], ["192.0.2.7"], "deprecated"],
     ["a duplicate", "2001:db8:1::9", [], ["2001:db8:1::9"], "duplicate"],
     ["on no link", "198.51.100.5", [], ["198.51.100.5"], "on no link"],
+    ["with a zone", "fe80::5%eth0", [], [], "zone"],
+    ["with a zone, of an address that a link has", "2001:db8:1::5%eth0", [], [], "zone"],
+    ["IPv4-mapped", "::ffff:192.0.2.5", [], [], "IPv4-mapped"],
+    ["IPv4-mapped, in hexadecimal", "::FFFF:c000:205", [], [], "IPv4-mapped"],
+    ["a prefix", "198.51.100.2/32", [], [], "not an address"],
+    ["a name", "node-7.example.org", [], [], "not an address"],
+    ["ambiguous: octal, or with zeros in front", "198.051.100.002", [], [], "not an address"],
+    ["nothing", "", [], [], "not an address"],
   ])("%s", (_, listed, addresses, endpoints, reason) => {
     const given = nodeAddresses(
       node(["InternalIP", listed]),
@@ -109,6 +117,16 @@ describe("what is listed and left out of the tunnel, with its reason", () => {
     );
     expect(given).toMatchObject({ addresses, endpoints });
     expect([...given.leftOut]).toEqual(reason ? [[listed, expect.stringContaining(reason)]] : []);
+  });
+
+  test("an ExternalIP that is no address, and one of another type, which need not be one", () => {
+    const given = nodeAddresses(
+      node(["ExternalIP", "pending"], ["Hostname", "node-7"], ["InternalDNS", "node-7.internal"]),
+      links,
+      settings(),
+      none,
+    );
+    expect([...given.leftOut]).toEqual([["pending", expect.stringContaining("not an address")]]);
   });
 
   test("an ExternalIP is an endpoint, as is meant: no reason to tell", () => {
@@ -143,6 +161,7 @@ describe("sticky", () => {
   const internal = (...addresses: string[]) =>
     node(...addresses.map((address): [string, string] => ["InternalIP", address]));
   const without = links.map((each) => (each.name === "eth0" ? link("eth0", "2001:db8:1::5/64") : each));
+  const deprecated = [link("eth0", "192.0.2.5/24 d", "2001:db8:1::5/64 d")];
   const reversed = [...both].reverse();
   test.each<
     [
@@ -191,13 +210,40 @@ describe("sticky", () => {
       both,
       both,
     ],
+    ["it is deprecated, and listed", internal(...both), deprecated, was(both), both, both],
+    ["and in the Node's order", internal(...both), deprecated, was(reversed), both, both],
     [
-      "it is deprecated",
+      "it is deprecated, and status.addresses is empty",
       node(),
-      [link("eth0", "192.0.2.5/24 d", "2001:db8:1::5/64")],
+      deprecated,
+      was(reversed),
+      reversed,
+      reversed,
+    ],
+    [
+      "it is deprecated, and another is listed beside it",
+      internal(...both, "10.3.0.7"),
+      [...deprecated, eth1],
       was(both),
-      ["2001:db8:1::5"],
-      ["2001:db8:1::5"],
+      [...both, "10.3.0.7"],
+      [...both, "10.3.0.7"],
+    ],
+    [
+      "it is deprecated, and another is listed instead",
+      internal("10.3.0.7", "2001:db8:1::5"),
+      [...deprecated, eth1],
+      was(both),
+      ["10.3.0.7", "2001:db8:1::5"],
+      ["10.3.0.7", "2001:db8:1::5"],
+    ],
+    ["it was deprecated before it was known", internal(both[0]!), deprecated, was([]), [], [both[0]!]],
+    [
+      "another host has it too (a duplicate)",
+      node(),
+      [link("eth0", "192.0.2.5/24", "2001:db8:1::5/64 f")],
+      was(both),
+      ["192.0.2.5"],
+      ["192.0.2.5"],
     ],
     [
       "it is an ExternalIP now",
