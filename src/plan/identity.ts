@@ -1,5 +1,6 @@
 /** What this node is to others: its addresses, and the MTU of the links that they are reached by. */
-import { type Family, familyOf, isUsable, unusableAs } from "../net/address.ts";
+import { isIP } from "node:net";
+import { type Family, familyOf, isUsable, parseAddress, unusableAs } from "../net/address.ts";
 import { fromAnnotations, mostClaims, type NodeObject, saysAll, statusAddresses } from "./overlay/node.ts";
 import { type NodeLink, nodeLinks, type OwnSettings } from "./own.ts";
 
@@ -49,7 +50,10 @@ export function nodeAddresses(
     (address) => !before.known.includes(address) && !lists(familyOf(address)),
   );
   const elsewhere = new Set([...external, ...remote]);
-  const onLink = new Set(entries.filter((entry) => !entry.flaw).map((entry) => entry.address));
+  // One that becomes deprecated works as before until its link loses it, and flows to it run: only a new one is not taken.
+  const lasts = ({ address, flaw }: (typeof entries)[number]) =>
+    flaw === undefined || (flaw === "deprecated" && before.known.includes(address));
+  const onLink = new Set(entries.filter(lasts).map((entry) => entry.address));
   const fits = (address: string) => onLink.has(address) && !elsewhere.has(address) && isUsable(address);
   const listed = internal.filter(fits);
   const byInterface = settings.nodeIpInterfaces
@@ -65,7 +69,10 @@ export function nodeAddresses(
   // The Node's own order, unless it does not list all: then the order that was published, so that nothing changes.
   const addresses = lasting.some(fits) ? inOrderOf(before.known, all) : all;
   const endpoints = unique([...addresses, ...internal, ...external, ...remote]);
-  const leftOut = new Map(unusable.map((address) => [address, `it is ${unusableAs(address)}`]));
+  const leftOut = new Map([
+    ...noAddresses(node),
+    ...unusable.map((address): [string, string] => [address, `it is ${unusableAs(address)}`]),
+  ]);
   for (const address of internal)
     if (!addresses.includes(address)) leftOut.set(address, whyNot(address, entries));
   for (const address of endpoints.slice(mostClaims))
@@ -77,6 +84,19 @@ export function nodeAddresses(
     onLinks: entries.map((entry) => entry.address),
     leftOut,
   };
+}
+
+/** What the Node lists as InternalIP or ExternalIP and nobody can read as one, with the reason. */
+function noAddresses(node: NodeObject): [text: string, why: string][] {
+  return (node.status?.addresses ?? [])
+    .filter(
+      ({ type, address }) => /^(Internal|External)IP$/.test(type) && parseAddress(address) === undefined,
+    )
+    .map(({ address }) => {
+      if (parseAddress(address.replace(/%.*/, "")))
+        return [address, "it has a zone, which means something on this node alone"];
+      return [address, isIP(address) ? "it is IPv4-mapped" : "it is not an address"];
+    });
 }
 
 function whyNot(address: string, entries: NodeLink["addresses"]): string {
