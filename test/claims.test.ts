@@ -201,6 +201,35 @@ test("nothing was lost between the pods meanwhile", async () => {
   expect(counts.map(({ lost }) => lost)).toEqual(counts.map(() => 0));
 });
 
+test("an address that no packet can leave for, on a node with links of several MTUs", async () => {
+  const { node, v4, v6 } = victim;
+  const one = (prefix: string) => prefix.replace(/[^.:]*\/.*/, "99");
+  // As routers have them for private prefixes, and DHCPv6 clients for what was delegated to them.
+  const [blackhole, prohibited] = ["198.51.100.0/24", "2001:db8:7::/48"];
+  await node.namespace.ip(
+    "link add br-odd mtu 1400 type bridge",
+    "link set br-odd up",
+    `route add blackhole ${blackhole}`,
+    `route add prohibit ${prohibited}`,
+  );
+  const others = [one(blackhole), one(prohibited), one(v4.pods), one(v6.pods)];
+  for (const [index, address] of others.entries()) {
+    const podCidrs = [`198.18.${index}.0/24`];
+    await claim("junior", { podCidrs, addresses: [address] });
+    await until(`the peer with the endpoint ${address} to have its pod CIDR`, async () =>
+      (await stateOf(node)).wireguard.some((line) => line.includes(podCidrs[0]!)),
+    );
+  }
+  const failed = node.agentLog().filter(({ msg }) => msg === "failed; it is tried again");
+  expect(failed).toEqual([]);
+  await node.namespace.ip(
+    "link del br-odd",
+    `route del blackhole ${blackhole}`,
+    `route del prohibit ${prohibited}`,
+  );
+  await disclaimed();
+});
+
 test("an API server that no agent talks to: no pod CIDR takes it either", async () => {
   const slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
   const { endpoints } = await lab.controlPlane.api.get<ApiObject & { endpoints: object[] }>(slice);

@@ -54,6 +54,12 @@ describe("what a real kernel listed", () => {
       `[{"ifname":"wigglenet","flags":["POINTOPOINT","NOARP"],"mtu":1420,"linkinfo":{"info_kind":"wireguard"},"addr_info":[]}]`,
       [{ name: "wigglenet", kind: "wireguard", mtu: 1420, up: false, addresses: [] }],
     ],
+    [
+      // lldpd, for one, writes what a neighbour says of itself, and `ip` escapes not all of it.
+      "control characters in the alias of a link",
+      `[{"ifname":"x","mtu":1500,"ifalias":"a\u0001\u001b[31m\u007f"}]`,
+      [{ name: "x", kind: undefined, mtu: 1500, up: false, addresses: [] }],
+    ],
   ])("%s", (_, output, expected) => {
     expect(parseLinks(output)).toEqual(expected);
   });
