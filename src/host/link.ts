@@ -4,6 +4,7 @@ import type { Logger } from "pino";
 import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { NodeLink } from "../plan/own.ts";
 import { $, batch, type Command, CommandError, command, execute } from "./command.ts";
+import { parseObjects } from "./iproute.ts";
 
 export interface Link extends NodeLink {
   up: boolean;
@@ -31,7 +32,7 @@ export async function observeLinks(): Promise<Link[]> {
 
 /** Parses `ip -j -d address show`. */
 export function parseLinks(output: string): Link[] {
-  return (JSON.parse(output) as IpLink[]).flatMap(({ ifname, flags, mtu, linkinfo, addr_info }) =>
+  return parseObjects<IpLink>(output).flatMap(({ ifname, flags, mtu, linkinfo, addr_info }) =>
     ifname === undefined
       ? []
       : {

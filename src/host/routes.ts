@@ -18,6 +18,7 @@ import {
   unreachableMetric,
 } from "../plan/overlay/routes.ts";
 import { $, batch, type Command, CommandError } from "./command.ts";
+import { parseObjects } from "./iproute.ts";
 import { diffRules, familyFlag, type ObservedRule, observeRules, protocol, settledRules } from "./rules.ts";
 
 export interface ObservedRoutes {
@@ -82,14 +83,14 @@ export function parseRoutes(
 ): Pick<ObservedRoutes, "own" | "strange"> {
   const own: Route[] = [];
   const strange: string[] = [];
-  for (const entry of parseJson(ours)) {
+  for (const entry of parseObjects<IpRoute>(ours)) {
     const prefix = prefixOf(entry.dst, family);
     if (prefix === undefined) continue;
     const route = ownRoute(entry, prefix, link);
     if (route) own.push(route);
     else strange.push(strangeRoute(entry, prefix, protocol));
   }
-  for (const entry of parseJson(onLink)) {
+  for (const entry of parseObjects<IpRoute>(onLink)) {
     const prefix = prefixOf(entry.dst, family);
     // With 2 the kernel has those of the link's addresses.
     if (prefix !== undefined && entry.protocol !== protocol && entry.protocol !== "2")
@@ -242,8 +243,4 @@ function prefixOf(destination: string, family: Family): string | undefined {
   const address = parseAddress(destination);
   if (address !== undefined) return hostPrefix(address);
   return parsePrefix(destination);
-}
-
-function parseJson(output: string): IpRoute[] {
-  return output.trim() === "" ? [] : (JSON.parse(output) as IpRoute[]);
 }

@@ -2,6 +2,7 @@
 import { type Family, hostPrefix } from "../net/address.ts";
 import { type Rule, ruleKey } from "../plan/overlay/routes.ts";
 import { $, batch, type Command } from "./command.ts";
+import { parseObjects } from "./iproute.ts";
 
 /** Of routes (rt_protos) and rules that are ours. */
 export const protocol = "246";
@@ -61,8 +62,7 @@ export async function observeRules(family: Family): Promise<ObservedRule[]> {
 
 /** Parses `ip -j -N -d rule show`. What a newer `ip` may say besides does not make a rule another one. */
 export function parseRules(family: Family, output: string): ObservedRule[] {
-  const entries = output.trim() === "" ? [] : (JSON.parse(output) as IpRule[]);
-  return entries.map((entry) => ({
+  return parseObjects<IpRule>(output).map((entry) => ({
     family,
     priority: entry.priority ?? 0,
     text: textOf(entry, family),

@@ -4,6 +4,7 @@ import type { Family } from "../net/address.ts";
 import type { Findings } from "../report/findings.ts";
 import { $, type Step, whyNot } from "./command.ts";
 import { readIfThere } from "./files.ts";
+import { parseObjects } from "./iproute.ts";
 
 export type SysctlStep = Extract<Step, { kind: "sysctl" }>;
 type Perform = (steps: Step[]) => Promise<unknown>;
@@ -88,7 +89,7 @@ function forwardingOf(family: Family, links: readonly string[]): string[] {
 async function advertisedUplinks(root: string): Promise<string[]> {
   // 9 is the kernel's, whatever its name is here.
   const shown = await $`ip -6 -j route show default proto 9`;
-  const routes = JSON.parse(shown || "[]") as { dev?: string; nexthops?: { dev?: string }[] }[];
+  const routes = parseObjects<{ dev?: string; nexthops?: { dev?: string }[] }>(shown);
   const ways = routes.flatMap((route) => [route, ...(route.nexthops ?? [])]);
   const links = [...new Set(ways.flatMap(({ dev }) => dev ?? []))];
   const accepted = await Promise.all(

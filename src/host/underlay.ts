@@ -79,8 +79,9 @@ export class Underlay {
       },
       stdin,
     ).catch((error: unknown) => {
-      // It has told of all but those that there is no route to.
-      if (!(error instanceof CommandError && error.stderr.includes("unreachable"))) throw error;
+      // It has told of all but those that the kernel has no way to, for one reason or another: no route, a blackhole, a prohibition.
+      // What other nodes call their addresses must not stop this one.
+      if (!(error instanceof CommandError && error.stderr.includes("Command failed -:"))) throw error;
     });
     for (const address of unknown) if (!this.#links.has(address)) this.#links.set(address, undefined);
     return this.#links;
