@@ -2,9 +2,10 @@
  * The host as others use it: rulesets of any size cost the agent nothing, changes by the thousand wake it for nothing, and
  * what is changed of ours in the middle of them is repaired all the same.
  */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { version } from "../package.json";
 import { annotationsOf } from "../src/plan/overlay/node.ts";
+import { repository, tool } from "./lab/cache.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import { foreignSets, kubeProxyRuleset, kubeProxyService } from "./lab/kernel/foreignrules.ts";
 import { type NodeState, stateOf } from "./lab/kernel/state.ts";
@@ -15,6 +16,7 @@ import { sleep, until } from "./lab/process.ts";
 /** Seconds between the looks at everything of the node that looks; for what such a look may cost, see below. */
 const resync = 5;
 
+const binary = `${repository}/dist/wigglenet`;
 let lab: Lab;
 /** Its resync is an hour away. */
 let told: LightNode;
@@ -112,13 +114,13 @@ test("thousands of rules that others change make no pass, and cost nothing", asy
 }, 30_000);
 
 /** Waits until all is as it was, and shows what is not. */
-async function repaired(healthy: NodeState): Promise<void> {
+async function repaired(healthy: NodeState, timeout = 6_000): Promise<void> {
   let now: NodeState | undefined;
   const same = async () => {
     now = await stateOf(told);
     return Bun.deepEquals(now, healthy);
   };
-  await until("the repair", same, { timeout: 6_000 }).catch(() => expect(now).toEqual(healthy));
+  await until("the repair", same, { timeout }).catch(() => expect(now).toEqual(healthy));
 }
 
 const storm = (rules: number) =>
@@ -186,6 +188,61 @@ test("drift before a monitor listens is repaired", async () => {
   told.startAgent();
   await told.inSync();
 }, 30_000);
+
+const [route, netfilter] = [0, 12];
+const [EPERM, EPROTONOSUPPORT, ENOBUFS] = [1, 93, 105];
+
+describe("where the agent can open no netlink socket", () => {
+  const unheard = () => told.agentLog().filter(({ topic }) => topic === "netlink");
+
+  /** Starts the agent so. */
+  async function restart({ forbid = [], env = {} }: Blindness): Promise<void> {
+    const wrapped = ["#!/bin/sh", `exec ${[tool("forbid"), ...forbid].join(" ")} ${binary} "$@"`].join("\n");
+    await told.write("/run/forbidding", wrapped);
+    await told.$`chmod +x /run/forbidding`;
+    await told.stopAgent();
+    told.startAgent(env, forbid.length > 0 ? "/run/forbidding" : binary);
+    await told.inSync();
+  }
+
+  interface Blindness {
+    env?: Record<string, string>;
+    /** Arguments of test/lab/tools/forbid.c. */
+    forbid?: (string | number)[];
+  }
+
+  test.each<[title: string, how: Blindness, remedy: string]>([
+    ["as it runs without a JIT", { env: { BUN_JSC_useJIT: "0" } }, "BUN_JSC_useJIT"],
+    ["as the kernel forbids executable memory", { forbid: ["memory"] }, "execmem"],
+    ["of netfilter: EPERM", { forbid: ["netlink", netfilter, EPERM] }, "EPERM"],
+    ["of netfilter: EPROTONOSUPPORT", { forbid: ["netlink", netfilter, EPROTONOSUPPORT] }, "EPROTONOSUPPORT"],
+  ])(
+    "%s: it says so once, and looks for changes of chains",
+    async (_, how, remedy) => {
+      const healthy = await stateOf(told);
+      await restart(how);
+      await told.$`nft flush ruleset`;
+      await repaired(healthy, 12_000);
+      await told.$`/bin/sh -ec ${"ip route flush table 24601"}`;
+      await repaired(healthy);
+      expect(unheard()).toEqual([expect.objectContaining({ level: "warn" })]);
+      expect(unheard()[0]?.msg).toContain(remedy);
+      await restart({});
+      expect(unheard()).toEqual([]);
+    },
+    60_000,
+  );
+
+  test("of routes: it says so once, and ip monitor is heard all the same", async () => {
+    const healthy = await stateOf(told);
+    await restart({ forbid: ["netlink", route, ENOBUFS] });
+    await told.$`/bin/sh -ec ${flushed}`;
+    await repaired(healthy);
+    expect(unheard()).toEqual([expect.objectContaining({ level: "warn" })]);
+    expect(unheard()[0]?.msg).toContain("ENOBUFS");
+    await restart({});
+  }, 60_000);
+});
 
 test("beside 20,000 Services and 200,000 elements of others the agent needs no more than without them", async () => {
   const without = await costOfJoining(told, 98);

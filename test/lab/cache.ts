@@ -19,9 +19,9 @@ export function kubernetes(program: string): string {
 }
 
 const toolsDir = `${import.meta.dirname}/tools`;
-const sources = { enter: ["enter.c"], place: ["place.c", "echo.c"] };
+const sources = { enter: ["enter.c"], forbid: ["forbid.c"], place: ["place.c", "echo.c"] };
 
-/** The lab's own two small C programs, compiled when they are first needed and whenever they changed. */
+/** The lab's own small C programs, compiled when they are first needed and whenever they changed. */
 export function tool(program: keyof typeof sources): string {
   compiled[program] ??= compile(program);
   return compiled[program];

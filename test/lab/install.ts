@@ -257,7 +257,7 @@ export async function installLab(): Promise<void> {
   await ensurePackages([...labPackages, ...imagePackages]);
   if (!existsSync("/dev/net/tun")) fail("this machine has no /dev/net/tun, which userspace WireGuard needs");
   await ensureKubernetes();
-  for (const program of ["enter", "place"] as const) tool(program);
+  for (const program of ["enter", "forbid", "place"] as const) tool(program);
 }
 
 /** Everything that the tests need. */
