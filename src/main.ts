@@ -12,8 +12,9 @@ import { type Config, ConfigError, parseBool, readConfig } from "./config/config
 import { readSetting } from "./config/settings.ts";
 import { watchCniFolder } from "./host/cnifolder.ts";
 import { perform, printStep } from "./host/command.ts";
+import { FirewallWatch } from "./host/events/firewallwatch.ts";
 import { ipMonitor, monitor } from "./host/events/monitor.ts";
-import { FirewallWatch } from "./host/events/nfnetlink.ts";
+import { Sockets } from "./host/events/sockets.ts";
 import { ensurePrivateKey, observePublicKey } from "./host/files.ts";
 import { refusal } from "./host/firewall/flowtable.ts";
 import { iptablesInstead } from "./host/firewall/nftmodules.ts";
@@ -130,15 +131,14 @@ async function runAgent(config: Config, client: ApiClient, log: Logger, backend?
   if (config.metrics)
     serveMetrics(config.metrics, agent, hasTunnel(config) ? config.linkName : undefined, log);
   const gap = () => agent.forget("drift");
-  try {
-    firewall.start(() => agent.forgetFirewall());
-  } catch (error) {
-    log.warn(
-      { error: (error as Error).message },
-      "what others change of the firewall is seen at the resync alone",
-    );
-  }
-  const kernel = [monitor(ipMonitor, (line) => agent.noticed(line), gap, log, stop.signal)];
+  const sockets = new Sockets();
+  sockets.start((finding) => agent.report("netlink", finding));
+  firewall.start(
+    () => sockets.get("firewall"),
+    () => agent.forgetFirewall(),
+  );
+  const routes = () => sockets.get("routes");
+  const kernel = [monitor(ipMonitor, (line) => agent.noticed(line), gap, routes, log, stop.signal)];
   if (!config.firewallOnly) watchCniFolder(config.cniConfigPath, () => agent.mark("CNI folder"), stop.signal);
   const cluster = nodes.run(stop.signal);
   const servers = followApiServers(client, log, (addresses) => agent.reserve(addresses), stop.signal);

@@ -221,6 +221,8 @@ describe("where the agent can open no netlink socket", () => {
     async (_, how, remedy) => {
       const healthy = await stateOf(told);
       await restart(how);
+      // It has looked once.
+      await quiet(told);
       await told.$`nft flush ruleset`;
       await repaired(healthy, 12_000);
       await told.$`/bin/sh -ec ${"ip route flush table 24601"}`;

@@ -9,7 +9,7 @@ import { lastPriority, type Route, type Rule } from "../../plan/overlay/routes.t
 import { matches } from "../../plan/own.ts";
 import { protocol } from "../rules.ts";
 import { gatewaysIn } from "../underlay.ts";
-import { messages, Netlink, protocol as netlink } from "./netlink.ts";
+import { messages, type Netlink } from "./netlink.ts";
 
 /**
  * What a change asks for: a look at links and addresses, which is cheap, or at everything of ours. `later`: at links, when there
@@ -169,15 +169,6 @@ export const ipMonitor = [
   "netconf",
 ];
 
-/** The multicast groups of rtnetlink(7) whose messages `ip monitor` shows by these words, IPv4 and IPv6, one line each. */
-const groupsOf: Record<string, readonly number[]> = {
-  link: [1],
-  address: [5, 9],
-  route: [7, 11],
-  rule: [8, 19],
-  netconf: [24, 25],
-};
-
 /** Milliseconds that a monitor may take to show what the kernel told. */
 const patience = 1_000;
 
@@ -186,25 +177,19 @@ const patience = 1_000;
  * tells is counted by a socket of our own as well, and a monitor that has shown less, and shows nothing more, is
  * replaced.
  * @param onGap told when events may have been missed
+ * @param socketOf gives the socket that hears the same, as soon as there is one
  */
 export async function monitor(
   argv: string[],
   onLine: (line: string) => void,
   onGap: () => void,
+  socketOf: () => Netlink | undefined,
   log: Logger,
   signal: AbortSignal,
 ): Promise<void> {
-  let socket: Netlink | undefined;
-  try {
-    socket = Netlink.open(
-      netlink.route,
-      argv.flatMap((word) => groupsOf[word] ?? []),
-    );
-  } catch (error) {
-    log.warn({ error: (error as Error).message }, "whether ip monitor shows everything cannot be told");
-  }
   for (let wait = 100; !signal.aborted; wait = Math.min(wait * 2, 60_000)) {
     const from = performance.now();
+    const socket = socketOf();
     let why: string;
     try {
       why = await watch(argv, onLine, socket, signal);

@@ -21,6 +21,8 @@ const errors: Record<number, string> = {
   1: "EPERM",
   2: "ENOENT",
   11: "EAGAIN",
+  12: "ENOMEM",
+  13: "EACCES",
   22: "EINVAL",
   93: "EPROTONOSUPPORT",
   95: "EOPNOTSUPP",
@@ -30,12 +32,13 @@ const errors: Record<number, string> = {
 const EAGAIN = 11;
 const ENOBUFS = 105;
 
-/** What the kernel refused, with the number and the name of its error. */
+/** What the kernel refused, with the name of its error. */
 export class NetlinkError extends Error {
-  readonly errno: number;
+  readonly code: string;
   constructor(what: string, errno: number) {
-    super(`netlink: ${what}: ${errors[errno] ?? `error ${errno}`}`);
-    this.errno = errno;
+    const code = errors[errno] ?? `error ${errno}`;
+    super(`netlink: ${what}: ${code}`);
+    this.code = code;
   }
 }
 

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import recorded from "../recorded/nfnetlink.txt";
 import { attributes, messages, text } from "./netlink.ts";
-import { chainOf, tellsOfOurs } from "./nfnetlink.ts";
+import { chainOf, parseChains, tellsOfOurs } from "./nfnetlink.ts";
 
 /** By what was done, the datagrams that the kernel (6.18) sent to a listener. */
 const transactions = new Map(
@@ -86,5 +86,61 @@ test("chains: base chains with their hook and policy, ours by iptables, none of 
     "ip filter FORWARD forward drop",
     "ip filter OUTPUT output accept",
     "ip filter OUTPUT output drop",
+  ]);
+});
+
+test("chains as nft lists them: the same ones", () => {
+  const chains = [
+    {
+      family: "ip",
+      table: "filter",
+      name: "FORWARD",
+      handle: 2,
+      type: "filter",
+      hook: "forward",
+      prio: 0,
+      policy: "drop",
+    },
+    {
+      family: "inet",
+      table: "wigglenet",
+      name: "srcnat",
+      handle: 9,
+      type: "nat",
+      hook: "postrouting",
+      prio: 100,
+      policy: "accept",
+    },
+    // Of no hook, or no hook of IP.
+    { family: "ip", table: "kube-proxy", name: "services", handle: 3 },
+    { family: "ip6", table: "mangle", name: "WIGGLENET-PREROUTING", handle: 4 },
+    {
+      family: "bridge",
+      table: "filter",
+      name: "forward",
+      handle: 1,
+      type: "filter",
+      hook: "forward",
+      prio: 0,
+      policy: "drop",
+    },
+    {
+      family: "netdev",
+      table: "t",
+      name: "in",
+      handle: 1,
+      type: "filter",
+      hook: "ingress",
+      dev: "eth0",
+      prio: 0,
+    },
+  ];
+  const output = JSON.stringify({
+    nftables: [{ metainfo: { version: "1.0.6" } }, ...chains.map((chain) => ({ chain }))],
+  });
+  expect(parseChains(output)).toEqual([
+    { family: "ip", table: "filter", name: "FORWARD", hook: "forward", policy: "drop" },
+    { family: "inet", table: "wigglenet", name: "srcnat", hook: "postrouting", policy: "accept" },
+    { family: "ip6", table: "mangle", name: "WIGGLENET-PREROUTING" },
   ]);
 });

@@ -1,8 +1,8 @@
 /** What nf_tables tells by netlink: which transactions touched something of ours, and the chains that there are. */
+import { $, CommandError } from "../command.ts";
 import { attributes, type Message, messages, Netlink, NetlinkError, protocol, text } from "./netlink.ts";
 
 const NFNL_SUBSYS_NFTABLES = 10;
-const NFNLGRP_NFTABLES = 7;
 const NFT_MSG_NEWCHAIN = 3;
 const NFT_MSG_GETCHAIN = 4;
 const NFT_MSG_DELCHAIN = 5;
@@ -23,7 +23,10 @@ export interface NftChain {
   policy?: string;
 }
 
-const marks = ["wigglenet", "WIGGLENET-", "INPUT", "FORWARD", "ROUTING"].map((word) => Buffer.from(word));
+/** Of our chains by iptables. */
+const iptablesPrefix = "WIGGLENET-";
+
+const marks = ["wigglenet", iptablesPrefix, "INPUT", "FORWARD", "ROUTING"].map((word) => Buffer.from(word));
 
 /**
  * Whether some of a datagram's notifications may be about something of ours. Others write thousands of them at a time,
@@ -48,7 +51,7 @@ function isOurs({ type, body }: Message): boolean {
   const table = tableOf(body);
   if (family === "inet") return table === "wigglenet";
   if (!/^(filter|mangle|nat)$/.test(table)) return false;
-  if (Buffer.from(body.buffer, body.byteOffset, body.length).includes("WIGGLENET-")) return true;
+  if (Buffer.from(body.buffer, body.byteOffset, body.length).includes(iptablesPrefix)) return true;
   const found = attributes(body, header);
   if (kind === NFT_MSG_DELRULE) return /^(INPUT|FORWARD|PREROUTING|POSTROUTING)$/.test(text(found.get(2)));
   // Its policy, or the chain itself, which others' rules made.
@@ -63,13 +66,19 @@ function tableOf(body: Uint8Array): string {
 
 /**
  * The chains of nf_tables that matter to us: base chains of the hooks of IP, and those that may be ours by iptables. A
- * program's list of all of them takes 84 MB beside 20,000 Services of kube-proxy.
+ * program's list of all of them takes 84 MB beside 20,000 Services of kube-proxy: it is asked where there can be no socket.
  * @returns undefined where the kernel has no nf_tables
- * @throws NetlinkError, as without the right to ask
+ * @throws NetlinkError or CommandError, as without the right to ask
  */
-export function listChains(): NftChain[] | undefined {
+export async function listChains(): Promise<NftChain[] | undefined> {
+  let socket: Netlink;
   try {
-    using socket = Netlink.open(protocol.netfilter);
+    socket = Netlink.open(protocol.netfilter);
+  } catch {
+    return await listByProgram();
+  }
+  using _ = socket;
+  try {
     // Somebody may write while we read, over and over: what the list lacks then, the watch tells of.
     for (let attempt = 1; ; attempt += 1) {
       const chains: NftChain[] = [];
@@ -78,13 +87,35 @@ export function listChains(): NftChain[] | undefined {
       if (whole || attempt === 5) return chains;
     }
   } catch (error) {
-    if (error instanceof NetlinkError && absent.includes(error.errno)) return undefined;
+    if (error instanceof NetlinkError && absent.includes(error.code)) return undefined;
     throw error;
   }
 }
 
-/** EINVAL, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT: what a kernel without netfilter, or without nf_tables, answers. */
-const absent = [22, 93, 95, 97];
+/** What a kernel without nf_tables answers. */
+const absent = ["EINVAL", "EPROTONOSUPPORT", "EOPNOTSUPP", "EAFNOSUPPORT"];
+
+async function listByProgram(): Promise<NftChain[] | undefined> {
+  try {
+    return parseChains(await $`nft -j list chains`);
+  } catch (error) {
+    if (error instanceof CommandError && /not supported|Invalid argument/i.test(error.stderr))
+      return undefined;
+    throw error;
+  }
+}
+
+/** Parses `nft -j list chains`; gives those that matter to us. */
+export function parseChains(output: string): NftChain[] {
+  const { nftables } = JSON.parse(output) as { nftables: { chain?: NftChain }[] };
+  return nftables.flatMap(({ chain }) => {
+    if (chain === undefined || !Object.values(families).includes(chain.family)) return [];
+    const { family, table, name, hook, policy } = chain;
+    return hook !== undefined || name.startsWith(iptablesPrefix)
+      ? [{ family, table, name, ...(hook && { hook, policy: policy ?? "accept" }) }]
+      : [];
+  });
+}
 
 /** The chain that a message tells of, if it matters to us. */
 export function chainOf({ type, body }: Message): NftChain[] {
@@ -93,7 +124,7 @@ export function chainOf({ type, body }: Message): NftChain[] {
   const found = attributes(body, header);
   const name = text(found.get(3));
   const hook = found.get(4);
-  if (hook === undefined && !name.startsWith("WIGGLENET-")) return [];
+  if (hook === undefined && !name.startsWith(iptablesPrefix)) return [];
   const base = hook && {
     hook: hooks[number(attributes(hook, 0).get(1))] ?? "",
     policy: number(found.get(5)) === 0 ? "drop" : "accept",
@@ -104,61 +135,4 @@ export function chainOf({ type, body }: Message): NftChain[] {
 /** Numbers of nf_tables are in network byte order. */
 function number(value: Uint8Array | undefined): number {
   return value === undefined ? 0 : Buffer.from(value).readUInt32BE(0);
-}
-
-/** Milliseconds between two looks at what the kernel tells. */
-const interval = 200;
-/** Milliseconds between two looks at our rules while somebody writes more than the kernel can keep for us. */
-const spacing = 5_000;
-
-/** Follows what others change of ours in nf_tables. */
-export class FirewallWatch {
-  #socket: Netlink | undefined;
-  #changed: () => void = () => undefined;
-  #writing = false;
-  #lookedAt = Number.NEGATIVE_INFINITY;
-  #lost = false;
-
-  /**
-   * @param changed told when others have changed something of ours, or when that may be
-   * @throws NetlinkError, or what bun:ffi throws: then nothing is told
-   */
-  start(changed: () => void): void {
-    this.#socket = Netlink.open(protocol.netfilter, [NFNLGRP_NFTABLES]);
-    this.#changed = changed;
-    setInterval(() => this.#read(), interval).unref();
-  }
-
-  /**
-   * Does something of our own. The kernel tells of a transaction before the program that made it goes on, so that all
-   * of ours are there when the programs have ended.
-   * @param write gives the process IDs of the programs that it ran
-   */
-  async excluding(write: () => Promise<readonly number[]>): Promise<void> {
-    this.#read();
-    this.#writing = true;
-    let own: readonly number[] = [];
-    try {
-      own = await write();
-    } finally {
-      this.#writing = false;
-      this.#read(own);
-    }
-  }
-
-  #read(own: readonly number[] = []): void {
-    if (this.#socket === undefined || this.#writing) return;
-    let changed = false;
-    const whole = this.#socket.drain((datagram) => {
-      changed ||= tellsOfOurs(datagram, own);
-    });
-    this.#lost ||= !whole;
-    const now = performance.now();
-    if (this.#lost && now - this.#lookedAt > spacing) {
-      this.#lost = false;
-      this.#lookedAt = now;
-      changed = true;
-    }
-    if (changed) this.#changed();
-  }
 }

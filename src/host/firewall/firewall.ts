@@ -49,7 +49,7 @@ export interface ObservedFirewall {
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
 export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): Promise<Backend> {
-  const nft = listChains() !== undefined;
+  const nft = (await listChains()) !== undefined;
   if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
   if (!nft) return "iptables-legacy";
   return (await legacyTables()).includes("mangle") && (await kubernetesUsesLegacy())
@@ -58,7 +58,7 @@ export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): 
 }
 
 export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
-  const listed = listChains();
+  const listed = await listChains();
   const names = new Set(listed?.map(({ family, table, name }) => `${family} ${table} ${name}`));
   const [sets, ruleset, nftChains] = await Promise.all([
     observeSets(),

@@ -73,7 +73,7 @@ export function lackingIn(stderr: string, asked: readonly Sample[]): string[] {
  * @throws NetlinkError without the right to ask
  */
 export async function lackingModules(config: Config): Promise<string[]> {
-  if (listChains() === undefined) return ["nf_tables"];
+  if ((await listChains()) === undefined) return ["nf_tables"];
   const asked = samples({
     tunnel: !config.firewallOnly && Object.values(config.nativeRouting).includes(false),
     masquerade: Object.values(config.masquerade).includes(true),
