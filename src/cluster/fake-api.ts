@@ -145,9 +145,9 @@ export class FakeApi implements AsyncDisposable {
     this.#version += 1;
   }
 
-  /** The cache, which serves watches and lists of resourceVersion 0, hears of nothing from now on. */
-  freezeCache(): void {
-    this.#cache = this.snapshot();
+  /** The cache, which serves watches and lists of resourceVersion 0, hears of nothing from now on, or since earlier. */
+  freezeCache(since = this.snapshot()): void {
+    this.#cache = since;
   }
 
   thawCache(): void {
@@ -165,6 +165,14 @@ export class FakeApi implements AsyncDisposable {
     this.#version = version;
     this.#events = this.#events.filter((event) => event.version <= version);
     this.drop();
+  }
+
+  /** Restores a backup as etcd's manual has it for Kubernetes: the revision goes on far ahead, and all before it is compacted. */
+  restoreAhead(backup: Snapshot): void {
+    const version = this.#version + 1_000_000;
+    this.restore({ ...backup, version });
+    this.#events = [];
+    this.#oldest = version;
   }
 
   /** Sends to all watchers what is no event of the usual kind. */

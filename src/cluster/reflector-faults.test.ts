@@ -120,6 +120,68 @@ describe("a revision that went back, as after a restore", () => {
     await until("taken over", () => told.at(-1) === "=n2");
   });
 
+  test("is told by the versions of the objects where the revision was set ahead, as etcd's manual has it", async () => {
+    nodes.start({ restored: 400 });
+    await until("watching", () => api.watching === 1);
+    const backup = api.snapshot();
+    api.put(fakeNode("n4"));
+    // A heartbeat.
+    api.put(fakeNode("n2"));
+    api.remove("n1");
+    await nodes.toBeTold("=n1,n2,n3", "+n4", "+n2", "-n1");
+    const before = told.length;
+    api.restoreAhead(backup);
+    await until("noticed", () => warned().length === 1);
+    await until("watching", () => api.watching === 1);
+    api.put(fakeNode("n4"));
+    await Bun.sleep(150);
+    expect(told.slice(before)).toEqual(["?n1,n2,n3", "?n4"]);
+    // Another list meanwhile begins no other time.
+    api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}\n`);
+    await until("listed again", () => nodes.lists() === 3);
+    await until("taken over", () => {
+      api.advance();
+      api.bookmark();
+      return told.at(-1)?.startsWith("=") === true;
+    });
+    expect([told.at(-1), warned().length]).toEqual(["=n1,n2,n3,n4", 1]);
+  });
+
+  test("is noticed where the watch had expired before, too", async () => {
+    nodes.start({ restored: 400 });
+    await until("watching", () => api.watching === 1);
+    const backup = api.snapshot();
+    for (let n = 4; n < 9; n += 1) api.put(fakeNode(`n${n}`));
+    await until("told", () => told.at(-1) === "+n8");
+    const before = told.length;
+    api.intercept = (url) =>
+      url.searchParams.has("watch") ? undefined : Response.json({ message: "away" }, { status: 500 });
+    api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}\n`);
+    await until("failing", () => api.logged.some((line) => line.includes("cannot follow")));
+    api.restore(backup);
+    api.intercept = () => undefined;
+    await until("noticed", () => warned().length === 1);
+    await until("watching", () => api.watching === 1);
+    expect(told.slice(before)).toEqual(["?n1,n2,n3"]);
+  });
+
+  test("a list of a server that is behind the others is none, after a watch that expired", async () => {
+    nodes.start();
+    await until("watching", () => api.watching === 1);
+    const earlier = api.snapshot();
+    api.put(fakeNode("n2"));
+    await nodes.toBeTold("=n1,n2,n3", "+n2");
+    api.freezeCache(earlier);
+    api.put(fakeNode("n4"));
+    api.compact();
+    api.end();
+    await until("listed again", () => nodes.lists() === 2);
+    api.thawCache();
+    api.bookmark();
+    await nodes.toBeTold("=n1,n2,n3", "+n2", "=n1,n2,n3,n4");
+    expect(warned()).toEqual([]);
+  });
+
   test("a server that is only behind the others is none", async () => {
     nodes.start();
     await until("watching", () => api.watching === 1);
