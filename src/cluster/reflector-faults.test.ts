@@ -147,6 +147,24 @@ describe("a revision that went back, as after a restore", () => {
     expect([told.at(-1), warned().length]).toEqual(["=n1,n2,n3,n4", 1]);
   });
 
+  test("and so where the list has to wait for the watch", async () => {
+    nodes.start({ restored: 10_000 });
+    await until("watching", () => api.watching === 1);
+    const backup = api.snapshot();
+    api.put(fakeNode("n2"));
+    await nodes.toBeTold("=n1,n2,n3", "+n2");
+    api.restoreAhead(backup);
+    api.freezeCache();
+    api.advance();
+    await until("listed again", () => nodes.lists() === 2);
+    await until("watching", () => api.watching === 1);
+    api.thawCache();
+    api.bookmark();
+    await until("noticed", () => warned().length === 1);
+    api.put(fakeNode("n4"));
+    await nodes.toBeTold("=n1,n2,n3", "+n2", "?n1,n2,n3", "?n4");
+  });
+
   test("is noticed where the watch had expired before, too", async () => {
     nodes.start({ restored: 400 });
     await until("watching", () => api.watching === 1);

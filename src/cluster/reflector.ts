@@ -122,8 +122,11 @@ class Reflector<T extends ApiObject> {
   readonly #follower: Follower<T>;
   readonly #signal: AbortSignal;
   readonly #timing: Timing;
-  /** How far we are; undefined: a list is needed. */
+  /** How far we are; undefined at the start. */
   #version: string | undefined;
+  #needsList = true;
+  /** By name, the version of each object that the follower knows. */
+  readonly #versions = new Map<string, string>();
   #pending: Pending<T> | undefined;
   /** Until then no list is told, in milliseconds of performance.now(). */
   #notBefore = 0;
@@ -144,12 +147,12 @@ class Reflector<T extends ApiObject> {
 
   /** The next list replaces all. */
   expire(): void {
-    this.#version = undefined;
+    this.#needsList = true;
   }
 
   /** Lists if that is needed: at first, after a watch that expired, and where the version went back. */
   async synchronise(): Promise<void> {
-    const { client, name, log, path } = this.#collection;
+    const { client, name, path } = this.#collection;
     const items = new Map<string, T>();
     const request = {
       path,
@@ -165,22 +168,17 @@ class Reflector<T extends ApiObject> {
     const current = name === undefined ? await currentVersion(client, request) : await list({});
     if (this.#version !== undefined && isOlder(current, this.#version)) {
       // A watch from a version that is still to come would hear of nothing until then.
-      if (name === undefined) {
-        this.#notBefore = performance.now() + this.#timing.restored;
-        log.warn(
-          { path, version: current, known: this.#version, inSeconds: this.#timing.restored / 1_000 },
-          "the API server's revision went back, as after a restore from a backup: what it says of other nodes is taken over once their kubelets and agents have had the time to say it anew",
-        );
-      }
-      this.#version = undefined;
+      this.#needsList = true;
+      if (name === undefined) this.#hold({ version: current, known: this.#version });
     }
-    if (this.#version === undefined) {
+    if (this.#needsList) {
       this.#version = name === undefined ? await list({ resourceVersion: "0" }) : current;
+      this.#needsList = false;
       this.#pending = { items, version: current };
       this.#refused.clear();
-      this.#deliver();
       if (this.#isHeld() || (this.#isBehind() && !this.#known))
         this.#follower.provisional?.([...items.values()]);
+      this.#deliver();
       this.#known = true;
     }
     this.#deliver();
@@ -227,22 +225,61 @@ class Reflector<T extends ApiObject> {
       if (this.#pending) {
         this.#pending.items.set(name, item);
         if (this.#isHeld()) this.#follower.provisional?.([item]);
-      } else this.#tell(name, () => this.#follower.changed(item));
+      } else {
+        this.#know(item);
+        this.#tell(name, () => this.#follower.changed(item));
+      }
     } else if (type === "DELETED") {
       if (this.#pending) this.#pending.items.delete(name);
-      else this.#tell(name, () => this.#follower.removed(object));
+      else {
+        this.#versions.delete(name);
+        this.#tell(name, () => this.#follower.removed(object));
+      }
     }
     if (resourceVersion) this.#version = resourceVersion;
     this.#deliver();
+  }
+
+  /** The API server knows less than it did: nothing that it does not say is to be taken away for some time. */
+  #hold(why: object): void {
+    const { path, log } = this.#collection;
+    const { restored } = this.#timing;
+    this.#notBefore = performance.now() + restored;
+    this.#versions.clear();
+    log.warn(
+      { path, ...why, inSeconds: restored / 1_000 },
+      "the API server's revision went back, as after a restore from a backup: what it says of other nodes is taken over once their kubelets and agents have had the time to say it anew",
+    );
+  }
+
+  /**
+   * An object that is older than it was comes from a backup. The revision of the whole may be far ahead all the same: etcd can
+   * restore so, for the sake of those who watch it.
+   */
+  #restored(items: ReadonlyMap<string, T>): { object: string; version: string; known: string } | undefined {
+    if (this.#collection.name !== undefined) return undefined;
+    for (const [object, known] of this.#versions) {
+      const version = items.get(object)?.metadata.resourceVersion;
+      if (version !== undefined && isOlder(version, known)) return { object, version, known };
+    }
+    return undefined;
   }
 
   /** Tells the list that waits, if it may be told by now. */
   #deliver(): void {
     const pending = this.#pending;
     if (pending === undefined || this.#isBehind() || this.#isHeld()) return;
+    const restored = this.#restored(pending.items);
+    if (restored) {
+      this.#hold(restored);
+      this.#follower.provisional?.([...pending.items.values()]);
+      return;
+    }
     this.#pending = undefined;
     try {
       this.#follower.replaced([...pending.items.values()]);
+      this.#versions.clear();
+      for (const item of pending.items.values()) this.#know(item);
       this.#complained &&= this.#refused.size > 0;
     } catch (error) {
       this.#pending = pending;
@@ -277,6 +314,10 @@ class Reflector<T extends ApiObject> {
         "a fault of this agent: something that the API server says is not taken over; it is tried again",
       );
     this.#complained = true;
+  }
+
+  #know({ metadata: { name, resourceVersion } }: T): void {
+    if (resourceVersion !== undefined) this.#versions.set(name, resourceVersion);
   }
 
   #isBehind(): boolean {
