@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { isIPv4, isIPv6 } from "node:net";
 import fc from "fast-check";
+import { Address4, Address6 } from "ip-address";
 import {
   ancestorKey,
   compareAddresses,
@@ -9,12 +10,14 @@ import {
   hostPrefix,
   indexIn,
   isUsable,
+  lastKey,
   lengthOf,
   nthAddress,
   overlaps,
   parseAddress,
   parsePrefix,
   sizeOf,
+  sortKey,
 } from "./address.ts";
 
 const none = undefined;
@@ -245,6 +248,52 @@ describe("properties", () => {
         const parsed = parseAddress(text);
         parsePrefix(text);
         return parsed === undefined || isIPv4(text) || isIPv6(text);
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+
+  /** As another program reads it, which shares no code with this one. */
+  function readByLibrary(text: string): string | undefined {
+    if (!/^[0-9A-Fa-f:.]+$/.test(text)) return undefined;
+    try {
+      const address = text.includes(":") ? new Address6(text) : new Address4(text);
+      const mapped = text.includes(":") && address.bigInt() >> 32n === 0xffffn;
+      return mapped ? undefined : address.correctForm();
+    } catch {
+      return undefined;
+    }
+  }
+
+  test("what ip-address reads is read the same, and nothing else", () => {
+    const group = fc.oneof(
+      fc.constantFrom("", "0", "1", "ffff", "00ab", "12345", "192.0.2.1", "010.1.1.1", "1.2.3"),
+      fc.integer({ min: 0, max: 0xffff }).map((n) => n.toString(16)),
+    );
+    const groups = fc.array(group, { maxLength: 9 }).map((list) => list.join(":"));
+    const numbers = fc
+      .array(fc.integer({ min: 0, max: 300 }), { maxLength: 5 })
+      .map((list) => list.join("."));
+    fc.assert(
+      fc.property(fc.oneof(address, groups, numbers), (text) => {
+        expect([text, parseAddress(text)]).toEqual([text, readByLibrary(text)]);
+      }),
+      { numRuns: 5_000 },
+    );
+  });
+
+  test("sort keys sort as addresses do; what a prefix contains is a range of them", () => {
+    const value = fc.oneof(address, prefix).map((text) => parseAddress(text) ?? parsePrefix(text) ?? "::/0");
+    const around = fc.tuple(value, fc.nat(128)).map(([inner, n]) => {
+      const [ip = "", most = inner.includes(":") ? 128 : 32] = inner.split("/");
+      return [inner, parsePrefix(`${ip}/${n % (Number(most) + 1)}`) ?? "::/0"] as const;
+    });
+    fc.assert(
+      fc.property(fc.oneof(around, fc.tuple(value, value)), ([a, b]) => {
+        const [x, y] = [sortKey(a), sortKey(b)];
+        expect(x < y ? -1 : Number(x > y)).toBe(Math.sign(compareAddresses(a, b)));
+        expect(y <= x && x <= lastKey(b)).toBe(contains(b, a));
+        if (contains(b, a)) expect(ancestorKey(a, lengthOf(b))).toBe(y);
       }),
       { numRuns: 2_000 },
     );
