@@ -187,6 +187,12 @@ export class Place {
     if (answer !== "ok") throw new Error(`${this.name} cannot listen on port ${port}: ${answer}`);
   }
 
+  /** Sends an ICMP message as it is, but for the checksum of ICMPv6, which the kernel fills in. */
+  async raw(address: string, message: Uint8Array): Promise<void> {
+    const answer = await this.ask("raw", address, Buffer.from(message).toString("hex"));
+    if (answer !== "ok") throw new Error(`${this.name} cannot send to ${address}: ${answer}`);
+  }
+
   async close(): Promise<void> {
     if (this.running) process.kill(this.pid, "SIGKILL");
     await this.#child.exited;

@@ -6,6 +6,7 @@
 //   start ID PROTOCOL ADDRESS PORT SIZE DF PER-SECOND SOURCE      ->  ID ok | ID failed REASON
 //   count ID STREAM   ->  ID ok SENT RECEIVED LONGEST-GAP-MS SLOWEST-MS RETRANSMITTED ERROR
 //   stop ID STREAM GRACE-MS   ->  the same, once everything came back or after the grace
+//   raw ID ADDRESS HEX   ->  ID ok | ID failed REASON: an ICMP message as it is, but for ICMPv6's checksum
 //   listen ID PORT [any | ADDRESS]   ->  ID ok: TCP and UDP echo on one more port; UDP as serve() has it
 //
 // PROTOCOL is tcp, udp or icmp; SOURCE an address, a port as `:7`, or `-`. SIZE is the whole IP packet's for udp and icmp, the
@@ -240,6 +241,18 @@ static void make(int messages, int interval, char *id, char *protocol, char *to,
   }
 }
 
+static const char *send_raw(const char *to, const char *hex) {
+  struct sockaddr_in6 a;
+  unsigned byte;
+  int n = 0, length = address(to, 0, &a), four = length == sizeof(struct sockaddr_in);
+  if (!length) return "not an address";
+  for (; n < 1000 && sscanf(hex + 2 * n, "%2x", &byte) == 1; n++) buffer[n] = byte;
+  int fd = socket(a.sin6_family, SOCK_RAW | SOCK_CLOEXEC, four ? (int)IPPROTO_ICMP : (int)IPPROTO_ICMPV6);
+  const char *reason = fd < 0 || sendto(fd, buffer, n, 0, (void *)&a, length) != n ? strerror(errno) : NULL;
+  if (fd >= 0) close(fd);
+  return reason;
+}
+
 static void command(char *line) {
   char verb[16], id[32], a[64], b[64], source[64];
   int port, size, df, number, messages, interval;
@@ -247,6 +260,12 @@ static void command(char *line) {
     return make(messages, interval, id, a, b, port, size, 0, number, source);
   if (sscanf(line, "%15s %31s %63s %63s %d %d %d %d %63s", verb, id, a, b, &port, &size, &df, &number, source) == 9)
     return make(strcmp(verb, "start") != 0, 0, id, a, b, port, size, df, number, source);
+  static char hex[4096];
+  if (sscanf(line, "raw %31s %63s %4095s", id, a, hex) == 3) {
+    const char *reason = send_raw(a, hex);
+    printf(reason ? "%s failed %s\n" : "%s ok\n", id, reason);
+    return;
+  }
   *a = 0;
   if (sscanf(line, "listen %31s %d %63s", id, &port, a) >= 2) {
     if (serve(port, a)) printf("%s failed %s\n", id, strerror(errno));
