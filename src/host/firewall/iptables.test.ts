@@ -49,8 +49,10 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
-      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
-      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-own-ipv4 dst -m set ! --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
@@ -111,8 +113,10 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
-      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
-      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-own-ipv6 dst -m set ! --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
@@ -237,7 +241,7 @@ describe("what was listed", () => {
     ["iptables-nft", listedNft],
     ["iptables-legacy", listedLegacy],
   ])("%s -S: the fingerprints of what was loaded", (_, listed) => {
-    expect(both.length).toBe(32);
+    expect(both.length).toBe(36);
     expect(parseChain(listed)).toEqual(both);
   });
 

@@ -261,7 +261,11 @@ const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
   "masquerade-random": "MASQUERADE --random-fully",
 };
 
-const states = { established: "RELATED,ESTABLISHED", direct: "NEW,ESTABLISHED", invalid: "INVALID" };
+const states = {
+  established: "RELATED,ESTABLISHED",
+  direct: "NEW,ESTABLISHED",
+  invalid: "INVALID,UNTRACKED",
+};
 const connectionMark = `--mark ${connectionMarkBit}/${connectionMarkBit}`;
 
 /**
@@ -288,6 +292,7 @@ function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string
     ...(match.destinationTranslated === undefined
       ? []
       : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
+    ...(match.untranslated ? ["-m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT"] : []),
     ...(match.state ? [`-m conntrack --ctstate ${states[match.state]}`] : []),
     ...replies,
     ...(match.from ? [address(match.from, "src")] : []),

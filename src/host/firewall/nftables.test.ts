@@ -79,8 +79,10 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
     add rule inet wigglenet forward meta nfproto ipv4 ct state established,related ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
     add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" ip daddr @own-ipv4 accept
@@ -92,8 +94,10 @@ test("the table, from nothing", () => {
     add rule inet wigglenet forward meta nfproto ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
     add rule inet wigglenet forward meta nfproto ipv6 ct state established,related ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
     add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept

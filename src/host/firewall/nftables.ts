@@ -91,7 +91,11 @@ const verdicts: Record<Rule["verdict"], string> = {
   offload: `flow add @${flowtable.name}`,
 };
 
-const states = { established: "established,related", direct: "new,established", invalid: "invalid" };
+const states = {
+  established: "established,related",
+  direct: "new,established",
+  invalid: "invalid,untracked",
+};
 
 /** A rule as nft takes it. */
 function text({ family, match, verdict }: Rule): string {
@@ -112,6 +116,8 @@ function text({ family, match, verdict }: Rule): string {
     ...(match.destinationTranslated === undefined
       ? []
       : [`ct status & dnat ${match.destinationTranslated ? "!=" : "=="} 0`]),
+    // IPS_CONFIRMED, and not IPS_SRC_NAT.
+    ...(match.untranslated ? ["ct status & 0x18 == 0x8"] : []),
     ...(match.state ? [`ct state ${states[match.state]}`] : []),
     ...(match.repliesTo ? [`ct reply ${ip} daddr ${address(match.repliesTo)}`] : []),
     ...(match.repliesNotTo ?? []).map((value) => `ct reply ${ip} daddr != ${address(value)}`),

@@ -196,7 +196,7 @@ describe("what was in the tunnel", () => {
     const outside = "in veth+, notOut wigglenet, connectionMarked, notTo @own";
     for (const family of families) {
       const forward = linesOf(all, family, "forward");
-      const rules = forward.filter((each) => /connection|invalid/.test(each));
+      const rules = forward.filter((each) => /connection|invalid|untranslated/.test(each));
       expect(rules).toEqual([
         ...(marked.includes(family)
           ? [
@@ -207,7 +207,9 @@ describe("what was in the tunnel", () => {
             ]
           : []),
         ...(masqueraded.includes(family)
-          ? outward.map((match) => `forward: notOut wigglenet, ${match}, state invalid: drop`)
+          ? ["state invalid", "direction original, untranslated"].flatMap((state) =>
+              outward.map((match) => `forward: notOut wigglenet, ${match}, ${state}: drop`),
+            )
           : []),
       ]);
       // What is offloaded comes by no rule any more.

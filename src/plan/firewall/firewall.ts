@@ -43,9 +43,11 @@ export interface Conditions {
   destinationTranslated?: boolean;
   /**
    * `established`: part of a connection that there is, or an error about one. `direct`: part of one, new or not, and no
-   * error. `invalid`: part of none that there could be.
+   * error. `invalid`: part of none that there could be, or that is tracked.
    */
   state?: "established" | "direct" | "invalid";
+  /** Not the first packet of its connection, whose source stays what it is. */
+  untranslated?: true;
   /** Whether the connection has our mark. A packet without a connection matches neither. */
   connectionMarked?: boolean;
   /** The connection has had more packets than this, both ways together. */
@@ -124,7 +126,7 @@ export function firewall(input: FirewallInput): Firewall {
               ledOn(family, input.masqueradeRandomFully),
             ]
           : []),
-        ...(tunnelled && input.masquerade[family] ? unconnected(input.link, family) : []),
+        ...(tunnelled && input.masquerade[family] ? unmasqueraded(input.link, family) : []),
         ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
         ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
         ...(input.masquerade[family] ? masquerade(family, input.masqueradeRandomFully) : []),
@@ -241,14 +243,18 @@ function staysInTunnel(link: string, family: Family): Rule[] {
   ];
 }
 
-/** Masquerade translates no packet that belongs to no connection (kubernetes#74839): it is of no use outside. */
-function unconnected(link: string, family: Family): Rule[] {
-  return toOutside.map((match) => ({
-    hook: "forward",
-    family,
-    match: { notOut: link, ...match, state: "invalid" },
-    verdict: "drop",
-  }));
+/**
+ * What masquerade cannot translate is of no use outside: a packet that belongs to no connection (kubernetes#74839), and
+ * one of a connection whose first packet was not translated. Such a one was in the tunnel too, and another program may
+ * have overwritten the connection's mark.
+ */
+function unmasqueraded(link: string, family: Family): Rule[] {
+  const states: Conditions[] = [{ state: "invalid" }, { direction: "original", untranslated: true }];
+  return states.flatMap((state) =>
+    toOutside.map((match): Rule => {
+      return { hook: "forward", family, match: { notOut: link, ...match, ...state }, verdict: "drop" };
+    }),
+  );
 }
 
 /**
