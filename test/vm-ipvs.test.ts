@@ -46,7 +46,7 @@ const within = (hosts: Host[]) =>
 async function brokenOf(flows: Flow[]): Promise<string[]> {
   const lines: string[] = [];
   for (let from = 0; from < flows.length; from += 8)
-    lines.push(...(await broken(nodes, flows.slice(from, from + 8))));
+    lines.push(...(await broken(flows.slice(from, from + 8))));
   return lines;
 }
 

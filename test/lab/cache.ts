@@ -9,6 +9,9 @@ export const kubernetesDir = `${cacheDir}/kubernetes-${kubernetesVersion}`;
 /** Built from its own module, whose dependencies are not those of Kubernetes. */
 export const helmVersion = "3.22.0";
 export const helm = `${cacheDir}/helm-${helmVersion}/helm`;
+/** Debian 12's, of 2022, leaves its sockets 208 kB to receive into, which a busy machine overflows; this one takes 7 MB. */
+export const wireguardGoVersion = "0.0.0-20260522210424-ecfc5a8d5446";
+export const wireguardGo = `${cacheDir}/wireguard-go-${wireguardGoVersion}/wireguard-go`;
 /** Reads a bill of materials and says what is wrong with it. */
 export const spdxTools = `${cacheDir}/spdx-tools-0.8.3/bin/pyspdxtools`;
 export const repository = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");

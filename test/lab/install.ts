@@ -13,8 +13,18 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { dirname } from "node:path";
-import { cacheDir, helm, helmVersion, kubernetesDir, kubernetesVersion, spdxTools, tool } from "./cache.ts";
+import { basename, dirname } from "node:path";
+import {
+  cacheDir,
+  helm,
+  helmVersion,
+  kubernetesDir,
+  kubernetesVersion,
+  spdxTools,
+  tool,
+  wireguardGo,
+  wireguardGoVersion,
+} from "./cache.ts";
 import { VM_PACKAGES } from "./kernel/vm.ts";
 
 /** What the lab's nodes, the control plane and the C programs need. */
@@ -25,6 +35,7 @@ const labPackages = [
     "nftables",
     "ipset",
     "conntrack",
+    "ethtool",
     "wireguard-tools",
     "wireguard-go",
     "procps",
@@ -148,13 +159,31 @@ export async function ensureKubernetes(): Promise<void> {
 /** Builds Helm, of the version pinned in cache.ts, into the cache. */
 export async function ensureHelm(): Promise<void> {
   if (existsSync(helm)) return;
-  const go = await findGo();
-  say(`building Helm ${helmVersion} with ${go}: about 4 minutes on 2 cores, once`);
-  const partial = `${dirname(helm)}.${process.pid}`;
-  const program = `helm.sh/helm/v3/cmd/helm@v${helmVersion}`;
-  await goBuild([go, "install", "-v", "-ldflags=-s -w", program], "/", { GOBIN: partial });
-  rmSync(dirname(helm), { recursive: true, force: true });
-  renameSync(partial, dirname(helm));
+  say(`building Helm ${helmVersion}: about 4 minutes on 2 cores, once`);
+  await installProgram(`helm.sh/helm/v3/cmd/helm@v${helmVersion}`, helm);
+}
+
+/** Builds wireguard-go, of the version pinned in cache.ts, into the cache. */
+export async function ensureWireguardGo(): Promise<void> {
+  if (existsSync(wireguardGo)) return;
+  say("building wireguard-go");
+  await installProgram(`golang.zx2c4.com/wireguard@v${wireguardGoVersion}`, wireguardGo);
+}
+
+/**
+ * Builds a program that needs no module of ours.
+ * @param program its package, with a version
+ * @param path of the executable, in a folder of its own
+ */
+async function installProgram(program: string, path: string): Promise<void> {
+  const folder = dirname(path);
+  const partial = `${folder}.${process.pid}`;
+  const build = [await findGo(), "install", "-v", "-ldflags=-s -w", program];
+  await goBuild(build, "/", { GOBIN: partial });
+  const [built = ""] = readdirSync(partial);
+  renameSync(`${partial}/${built}`, `${partial}/${basename(path)}`);
+  rmSync(folder, { recursive: true, force: true });
+  renameSync(partial, folder);
 }
 
 /** Python's reference implementation of SPDX, which tells whether a bill of materials is one. */
@@ -257,6 +286,7 @@ export async function installLab(): Promise<void> {
   await ensurePackages([...labPackages, ...imagePackages]);
   if (!existsSync("/dev/net/tun")) fail("this machine has no /dev/net/tun, which userspace WireGuard needs");
   await ensureKubernetes();
+  await ensureWireguardGo();
   for (const program of ["enter", "forbid", "place"] as const) tool(program);
 }
 

@@ -6,7 +6,7 @@ import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync } from "no
 import { dirname, resolve } from "node:path";
 import type { Family } from "../../../src/net/address.ts";
 import { gatePath } from "../../../src/plan/cni.ts";
-import { tool } from "../cache.ts";
+import { tool, wireguardGo } from "../cache.ts";
 import { type Addresses, type Host, Namespace } from "../kernel/namespace.ts";
 import type { LinkOptions, Underlay } from "../kernel/underlay.ts";
 import { Service, until } from "../process.ts";
@@ -223,12 +223,16 @@ export class LightNode implements Host, AsyncDisposable {
 
   /** Starts wireguard-go as a service of the node, before any agent. */
   async startWireguard(link = "wigglenet"): Promise<void> {
-    this.#wireguard = this.#start("wireguard-go", ["wireguard-go", "-f", link], { LOG_LEVEL: "error" });
+    this.#wireguard = this.#start("wireguard-go", [wireguardGo, "-f", link], { LOG_LEVEL: "error" });
     const socket = `${root(this.namespace.pid)}/run/wireguard/${link}.sock`;
     await until("wireguard-go to listen", () => existsSync(socket), {
       every: 5,
       why: () => this.#wireguard!.tail(),
     });
+    // Packets wait here while wireguard-go waits for the processor.
+    await this.namespace.ip(`link set ${link} txqueuelen 10000`);
+    // It writes a checksum of 0 where UDP over IPv6 has to have 0xffff: one of 65,536 packets would be dropped.
+    await this.namespace.run(["ethtool", "-K", link, "tx", "off"]);
   }
 
   async stopWireguard(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {

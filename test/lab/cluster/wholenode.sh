@@ -8,6 +8,7 @@
 #   ADDRESSES    the node's addresses, comma-separated
 #   PLUGINS      directory of the CNI plugins, or empty: the node has none
 #   PROGRAMS     directory of kubelet and kube-proxy
+#   WIREGUARD_GO path of wireguard-go
 #   LOGS         directory for the services' logs
 #   PIDFILE      where to write PID 1's pid, as the machine sees it
 set -euo pipefail
@@ -106,7 +107,9 @@ boot() {
   until ctr version > /dev/null 2>&1; do sleep 0.05; done
 
   # as on a kernel without WireGuard, whatever this one has: a service of the node, which outlives the agent's container
-  LOG_LEVEL=error service wireguard-go -f wigglenet
+  LOG_LEVEL=error service "$WIREGUARD_GO" -f wigglenet
+  until ip link set wigglenet txqueuelen 10000 2> /dev/null; do sleep 0.05; done
+  ethtool -K wigglenet tx off > /dev/null # as LightNode.startWireguard does
   service "$PROGRAMS/kubelet" --config="$DISK/config/kubelet.yaml" --kubeconfig="$DISK/config/kubelet.kubeconfig" \
     --hostname-override="$NODE" --node-ip="$ADDRESSES" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki
   service "$PROGRAMS/kube-proxy" --config="$DISK/config/kube-proxy.yaml"

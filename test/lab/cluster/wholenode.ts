@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Family } from "../../../src/net/address.ts";
-import { kubernetesDir } from "../cache.ts";
+import { kubernetesDir, wireguardGo } from "../cache.ts";
 import { copyStore } from "../image/imagestore.ts";
 import { makeCgroup, removeCgroup, sweepCgroups } from "../kernel/cgroup.ts";
 import { type Addresses, type Host, Namespace } from "../kernel/namespace.ts";
@@ -95,6 +95,7 @@ export class WholeNode implements Host, AsyncDisposable {
         ADDRESSES: Object.values(this.addresses).join(","),
         PLUGINS: this.#options.plugins === false ? "" : "/usr/lib/cni",
         PROGRAMS: `${kubernetesDir}/bin`,
+        WIREGUARD_GO: wireguardGo,
         LOGS: `${underlay.dir}/log`,
         PIDFILE: pidFile,
       },
