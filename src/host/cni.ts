@@ -5,6 +5,7 @@ import { basename, join } from "node:path";
 import { type CniList, gatePath, isGated, mergeCniList, parseCniList } from "../plan/cni.ts";
 import { type Step, whyNot } from "./command.ts";
 import { readIfThere } from "./files.ts";
+import type { Perform, Resource } from "./resource.ts";
 
 export interface ObservedCni {
   /** Where it is a symbolic link: what that names. */
@@ -87,5 +88,38 @@ export async function applyCni(
     throw new Error(
       `${path} or ${gatePath} cannot be written: ${whyNot(error)}; or set CNI_CONFIG_PATH to where the container runtime reads`,
     );
+  }
+}
+
+/** What a desired state says of pods: undefined if they are not ours to connect, or if there are no pod CIDRs yet. */
+interface DesiredCni {
+  cni: CniList | undefined;
+}
+
+export class CniFile implements Resource<DesiredCni> {
+  readonly #path: string;
+  readonly #mayStart: () => boolean;
+  readonly #perform: Perform;
+
+  /** @param mayStart whether pods may start */
+  constructor(path: string, mayStart: () => boolean, perform: Perform) {
+    this.#path = path;
+    this.#mayStart = mayStart;
+    this.#perform = perform;
+  }
+
+  /** Nothing is kept here: to read it costs next to nothing. */
+  invalidate(): void {}
+
+  async add({ cni }: DesiredCni): Promise<void> {
+    if (cni === undefined) return;
+    const perform = (steps: Step[], details: object) => this.#perform("CNI file", steps, details);
+    await applyCni(this.#path, cni, this.#mayStart(), perform);
+  }
+
+  /** Of an earlier configuration, in which this plugin connected the node's pods. */
+  async remove(): Promise<void> {
+    const steps = diffCni(this.#path, undefined, await observeCni(this.#path));
+    await this.#perform("CNI file removed", steps);
   }
 }

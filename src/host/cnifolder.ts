@@ -4,6 +4,7 @@ import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import { basename, dirname, extname, join } from "node:path";
 import { type CniList, type CniPlugin, isGated } from "../plan/cni.ts";
 import type { Finding, Findings } from "../report/findings.ts";
+import type { Resource } from "./resource.ts";
 
 /** A file that the runtime reads before ours. */
 export interface EarlierCniFile {
@@ -110,8 +111,25 @@ export function judgeEarlier(
   return warning;
 }
 
-export async function reportEarlier(findings: Findings, path: string, own: CniList): Promise<void> {
-  findings.report("CNI folder", judgeEarlier(path, own, await observeEarlier(path)));
+/** Names what comes before our file. Nothing in the folder but that file is ours to change. */
+export class CniFolder implements Resource<{ cni: CniList | undefined }> {
+  readonly #path: string;
+  readonly #findings: Findings;
+
+  /** @param path of our CNI file */
+  constructor(path: string, findings: Findings) {
+    this.#path = path;
+    this.#findings = findings;
+  }
+
+  /** Nothing is kept here: to read it costs next to nothing. */
+  invalidate(): void {}
+
+  async add({ cni }: { cni: CniList | undefined }): Promise<void> {
+    if (cni === undefined) return;
+    const finding = judgeEarlier(this.#path, cni, await observeEarlier(this.#path));
+    this.#findings.report("CNI folder", finding);
+  }
 }
 
 /** Milliseconds between two looks whether the folder is still the one that is watched. */

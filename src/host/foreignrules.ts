@@ -3,7 +3,9 @@
 import { overlaps } from "../net/address.ts";
 import { lastPriority, podTable } from "../plan/overlay/routes.ts";
 import type { Findings } from "../report/findings.ts";
-import type { DesiredRoutes } from "./routes.ts";
+import type { Links } from "./link.ts";
+import type { Resource } from "./resource.ts";
+import type { DesiredRoutes, Routes } from "./routes.ts";
 import { type ObservedRule, settledRules } from "./rules.ts";
 
 /** The table of this node's own addresses. */
@@ -56,4 +58,26 @@ export function catchingRules(
       return meets(rule.to, podCidrs) && meets(rule.from, [...podCidrs, ...own]);
     })
     .map(({ priority, text }) => `${priority}: ${text}`);
+}
+
+/** Rules of others that come before ours: none of ours to change, they are named. */
+export class ForeignRules implements Resource<DesiredRoutes> {
+  readonly #routes: Routes;
+  readonly #links: Links;
+  readonly #findings: Findings;
+
+  constructor(routes: Routes, links: Links, findings: Findings) {
+    this.#routes = routes;
+    this.#links = links;
+    this.#findings = findings;
+  }
+
+  /** Nothing is kept here. */
+  invalidate(): void {}
+
+  async add(desired: DesiredRoutes): Promise<void> {
+    const { rules } = await this.#routes.observe();
+    const own = (await this.#links.observe()).flatMap((link) => link.addresses.map((each) => each.address));
+    reportForeignRules(this.#findings, rules, desired, own);
+  }
 }

@@ -5,6 +5,7 @@ import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { NodeLink } from "../plan/own.ts";
 import { $, batch, type Command, CommandError, command, execute } from "./command.ts";
 import { parseObjects } from "./iproute.ts";
+import { Kept, type Reason, type Resource } from "./resource.ts";
 
 export interface Link extends NodeLink {
   up: boolean;
@@ -158,4 +159,26 @@ export async function createLink(name: string, mode: WireGuardMode, log: Logger)
 
 export function createKernelLink(name: string): Command {
   return command`ip link add dev ${name} type wireguard`;
+}
+
+/** All links of the node, with their addresses. */
+export class Links implements Resource<unknown> {
+  readonly #links = new Kept(observeLinks);
+
+  invalidate(reason: Reason): void {
+    if (reason !== "firewall") this.#links.forget();
+  }
+
+  observe(): Promise<Link[]> {
+    return this.#links.get();
+  }
+
+  async find(name: string): Promise<Link | undefined> {
+    return (await this.observe()).find((link) => link.name === name);
+  }
+
+  /** On paper: it would be there. */
+  async assume(link: Link): Promise<void> {
+    this.#links.set([...(await this.observe()), link]);
+  }
 }

@@ -19,7 +19,16 @@ import {
 } from "../plan/overlay/routes.ts";
 import { $, batch, type Command, CommandError } from "./command.ts";
 import { parseObjects } from "./iproute.ts";
-import { diffRules, familyFlag, type ObservedRule, observeRules, protocol, settledRules } from "./rules.ts";
+import { Kept, type Perform, type Reason, type Resource } from "./resource.ts";
+import {
+  addedRules,
+  diffRules,
+  familyFlag,
+  type ObservedRule,
+  observeRules,
+  protocol,
+  settledRules,
+} from "./rules.ts";
 
 export interface ObservedRoutes {
   own: Route[];
@@ -131,35 +140,54 @@ export interface RouteChanges {
 
 /** Adds routes, then the rules that lead to them; removes rules, then routes. */
 export function diffRoutes(link: string, desired: DesiredRoutes, observed: ObservedRoutes): RouteChanges {
+  const { commands: add, result } = addRoutes(link, desired, observed);
+  return { add, remove: removeRoutes(link, desired, result) };
+}
+
+/** @returns with what the kernel has afterwards */
+function addRoutes(
+  link: string,
+  desired: DesiredRoutes,
+  observed: ObservedRoutes,
+): { commands: Command[]; result: ObservedRoutes } {
   const present = new Set(observed.own.map(routeKey));
-  const wanted = new Set(desired.routes.map(routeKey));
   const missing = desired.routes.filter((route) => !present.has(routeKey(route)));
-  const surplus = observed.own.filter((route) => !wanted.has(routeKey(route)));
-  // A way that changed is replaced in its place by the addition: deleting the old text would take the new one's place.
+  const rules = diffRules(desired.rules, observed.rules).add;
+  // A way that changed is replaced in its place: there is but one.
   const replaced = new Set(missing.map(routePlace));
-  const rules = diffRules(desired.rules, observed.rules);
+  const stays = (route: Route) => !replaced.has(routePlace(route));
   return {
-    add: [
+    commands: [
       ...batch(
         ["ip", "-force", "-batch", "-"],
         missing.toSorted(outermostFirst).map((route) => `route replace ${text(route, link)}`),
       ),
-      ...rules.add,
+      ...rules,
     ],
-    remove: [
-      ...rules.remove,
-      ...batch(
-        ["ip", "-force", "-batch", "-"],
-        [
-          ...surplus
-            .filter((route) => !replaced.has(routePlace(route)))
-            .toSorted((a, b) => outermostFirst(b, a))
-            .map((route) => `route delete ${text(route, link)}`),
-          ...observed.strange.map((route) => `route delete ${route}`),
-        ],
-      ),
-    ],
+    result: {
+      ...observed,
+      own: missing.length > 0 ? [...observed.own.filter(stays), ...missing] : observed.own,
+      rules: rules.length > 0 ? addedRules(desired.rules, observed.rules) : observed.rules,
+    },
   };
+}
+
+/** @param present as `addRoutes` leaves it */
+function removeRoutes(link: string, desired: DesiredRoutes, present: ObservedRoutes): Command[] {
+  const wanted = new Set(desired.routes.map(routeKey));
+  const surplus = present.own.filter((route) => !wanted.has(routeKey(route)));
+  return [
+    ...diffRules(desired.rules, present.rules).remove,
+    ...batch(
+      ["ip", "-force", "-batch", "-"],
+      [
+        ...surplus
+          .toSorted((a, b) => outermostFirst(b, a))
+          .map((route) => `route delete ${text(route, link)}`),
+        ...present.strange.map((route) => `route delete ${route}`),
+      ],
+    ),
+  ];
 }
 
 /** What the kernel has once both lists of `diffRoutes` are done. */
@@ -243,4 +271,48 @@ function prefixOf(destination: string, family: Family): string | undefined {
   const address = parseAddress(destination);
   if (address !== undefined) return hostPrefix(address);
   return parsePrefix(destination);
+}
+
+/** Our routes, and the rules that lead to them. */
+export class Routes implements Resource<DesiredRoutes> {
+  readonly #means: { link: string; perform: Perform };
+  readonly #routes: Kept<ObservedRoutes>;
+
+  /** @param means `families` that the kernel has */
+  constructor(means: { link: string; families: readonly Family[]; perform: Perform }) {
+    this.#means = means;
+    this.#routes = new Kept(() => observeRoutes(means.link, means.families));
+  }
+
+  invalidate(reason: Reason): void {
+    // Routes go with their link or its last address.
+    if (["tunnel", "drift", "resync"].includes(reason)) this.#routes.forget();
+  }
+
+  observe(): Promise<ObservedRoutes> {
+    return this.#routes.get();
+  }
+
+  async guard(desired: DesiredRoutes): Promise<void> {
+    await this.#add(guardsOf(this.#means.link, desired, await this.observe()));
+  }
+
+  async add(desired: DesiredRoutes): Promise<void> {
+    await this.#add(desired);
+  }
+
+  async remove(desired: DesiredRoutes): Promise<void> {
+    const { link, perform } = this.#means;
+    const present = await this.observe();
+    await this.#routes.change(
+      () => perform("routes removed", removeRoutes(link, desired, present)),
+      settledRoutes(desired, present),
+    );
+  }
+
+  async #add(desired: DesiredRoutes): Promise<void> {
+    const { link, perform } = this.#means;
+    const { commands, result } = addRoutes(link, desired, await this.observe());
+    await this.#routes.change(() => perform("routes added", commands), result);
+  }
 }

@@ -165,16 +165,20 @@ function commands(verb: "add" | "delete", list: readonly Rule[]): Command[] {
   );
 }
 
-/** What the kernel has once both lists of `diffRules` are done. Of equal priorities the one that was added last is last. */
+/** What the kernel has once the rules that are missing are added. Of equal priorities the one that was added last is last. */
+export function addedRules(desired: readonly Rule[], observed: readonly ObservedRule[]): ObservedRule[] {
+  const present = new Set(observed.map(ruleKey));
+  const missing = desired.filter((rule) => !present.has(ruleKey(rule)));
+  return [
+    ...observed,
+    ...missing.map((rule) => ({ ...rule, ...plain, table: /lookup (\d+)/.exec(rule.text)?.[1] })),
+  ].toSorted((a, b) => a.priority - b.priority);
+}
+
+/** What the kernel has once both lists of `diffRules` are done. */
 export function settledRules(desired: readonly Rule[], observed: readonly ObservedRule[]): ObservedRule[] {
   const wanted = new Set(desired.map(ruleKey));
-  const present = new Set(observed.map(ruleKey));
-  return [
-    ...observed.filter((rule) => !rule.ours || wanted.has(ruleKey(rule))),
-    ...desired
-      .filter((rule) => !present.has(ruleKey(rule)))
-      .map((rule) => ({ ...rule, ...plain, table: /lookup (\d+)/.exec(rule.text)?.[1] })),
-  ].toSorted((a, b) => a.priority - b.priority);
+  return addedRules(desired, observed).filter((rule) => !rule.ours || wanted.has(ruleKey(rule)));
 }
 
 const plain = {

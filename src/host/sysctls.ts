@@ -5,6 +5,7 @@ import type { Findings } from "../report/findings.ts";
 import { $, type Step, whyNot } from "./command.ts";
 import { readIfThere } from "./files.ts";
 import { parseObjects } from "./iproute.ts";
+import type { Executor, Perform as PerformAll, Resource } from "./resource.ts";
 
 export type SysctlStep = Extract<Step, { kind: "sysctl" }>;
 type Perform = (steps: Step[]) => Promise<unknown>;
@@ -136,4 +137,52 @@ export async function applyForwarding(
       ? undefined
       : { severity: "unready", message: `forwarding is off, and pods need it; ${why}`, off },
   );
+}
+
+interface Means {
+  /** Where the host's /proc/sys/net is. */
+  root: string;
+  findings: Findings;
+  perform: PerformAll;
+}
+
+/** Sysctls of the tunnel's link, and of links to come. */
+export class Sysctls implements Resource<{ link: unknown }> {
+  readonly #means: Means & { link: string; skipDad: boolean; executor: Executor };
+
+  constructor(means: Means & { link: string; skipDad: boolean; executor: Executor }) {
+    this.#means = means;
+  }
+
+  /** Nothing is kept here: to read them costs next to nothing. */
+  invalidate(): void {}
+
+  async add(desired: { link: unknown }): Promise<void> {
+    const { root, link, skipDad, executor, findings, perform } = this.#means;
+    const options = desired.link ? { skipDad, link, linkToCome: executor.paper } : { skipDad };
+    await applySysctls(root, options, findings, (steps) => perform("sysctls", steps));
+  }
+}
+
+/** What forwarding pods need. */
+interface DesiredForwarding {
+  podFamilies: ReadonlySet<Family>;
+  /** Links that pods' packets come by. */
+  forwarding: readonly string[];
+}
+
+export class Forwarding implements Resource<DesiredForwarding> {
+  readonly #means: Means;
+
+  constructor(means: Means) {
+    this.#means = means;
+  }
+
+  /** Nothing is kept here: to read them costs next to nothing. */
+  invalidate(): void {}
+
+  async add({ podFamilies, forwarding }: DesiredForwarding): Promise<void> {
+    const { root, findings, perform } = this.#means;
+    await applyForwarding(root, podFamilies, forwarding, findings, (steps) => perform("forwarding", steps));
+  }
 }

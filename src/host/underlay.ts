@@ -3,6 +3,7 @@ import { compareAddresses, type Family, familyOf, parseAddress, parsePrefix } fr
 import type { Underlay as Neighbourhood } from "../net/lookup.ts";
 import { peerEndpoints, type UnderlayInput, underlayMtu } from "../plan/identity.ts";
 import { CommandError, eachLine } from "./command.ts";
+import type { Reason, Resource } from "./resource.ts";
 import { familyFlag, protocol } from "./rules.ts";
 
 /** More routes than these are read again at a resync only after `rereadAfter` ms: a full BGP table takes 0.3 s. */
@@ -15,7 +16,7 @@ export interface UnderlayRoutes extends Neighbourhood {
   defaultLinks: readonly string[];
 }
 
-export class Underlay {
+export class Underlay implements Resource<unknown> {
   readonly #link: string;
   readonly #families: readonly Family[];
   #main: UnderlayRoutes | undefined;
@@ -32,14 +33,16 @@ export class Underlay {
     this.#families = families;
   }
 
-  /**
-   * A pass begins, before which something was forgotten: `lost` if the monitor told of a change or may have missed one,
-   * else it is a resync.
-   */
-  begin(forgotten: { links: boolean; rest: boolean; lost: boolean }): void {
-    if (forgotten.links) this.#links.clear();
+  /** A change is told of, or events may have been missed; at a resync a huge table is not read again each time. */
+  invalidate(reason: Reason): void {
+    if (["links", "drift", "resync"].includes(reason)) this.#links.clear();
     const due = this.#routes <= many || performance.now() >= this.#readAt + rereadAfter;
-    if (forgotten.rest && (forgotten.lost || due)) this.#main = undefined;
+    if (reason === "drift" || (reason === "resync" && due)) this.#main = undefined;
+  }
+
+  /** The main table. */
+  observe(): Promise<UnderlayRoutes> {
+    return this.main();
   }
 
   /** Of the main table, which is read line by line, as it may be huge. */

@@ -1,12 +1,12 @@
 import { describe, expect, test } from "bun:test";
 import type { Peer } from "../plan/desired.ts";
 import type { Command } from "./command.ts";
+import { diffPeers } from "./peers.ts";
 import dump from "./recorded/wg-dump.txt";
 import empty from "./recorded/wg-dump-empty.txt";
 import {
   allowedIpOwners,
   diffIdentity,
-  diffPeers,
   greet,
   type ObservedPeer,
   parseTunnel,

@@ -1,9 +1,10 @@
-/** The tunnel's peers, by `wg`. A peer that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
-import { createHash } from "node:crypto";
+/** What WireGuard has in the tunnel's link, by `wg`: the own key and port, and peers, which are in peers.ts. */
 import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { Peer } from "../plan/desired.ts";
 import type { Standing } from "../plan/overlay/claims.ts";
 import { $, type Command, command } from "./command.ts";
+import type { Links } from "./link.ts";
+import { Kept, type Perform, type Reason, type Resource } from "./resource.ts";
 
 export interface ObservedPeer {
   endpoint: string | undefined;
@@ -83,12 +84,14 @@ export function standing(tunnel: Peers): Standing {
   };
 }
 
+interface OwnIdentity {
+  publicKey: string;
+  privateKeyPath: string;
+  port: number;
+}
+
 /** The own key and port, where they differ, and no mark. */
-export function diffIdentity(
-  link: string,
-  own: { publicKey: string; privateKeyPath: string; port: number },
-  tunnel: Tunnel,
-): Command[] {
+export function diffIdentity(link: string, own: OwnIdentity, tunnel: Tunnel): Command[] {
   const settings = [
     ...(tunnel.publicKey === own.publicKey ? [] : ["private-key", own.privateKeyPath]),
     ...(tunnel.port === own.port ? [] : ["listen-port", String(own.port)]),
@@ -97,79 +100,10 @@ export function diffIdentity(
   return settings.length > 0 ? [command`wg set ${link} ${settings}`] : [];
 }
 
-export interface PeerChanges {
-  /** Run before anything is routed to the peers. */
-  add: Command[];
-  /** Run after nothing is routed to what goes. */
-  remove: Command[];
-  /** What the tunnel has once both are done. */
-  result: Tunnel;
-}
-
 /** An endpoint that WireGuard moved (roaming) stays while the peer was heard of within this time, in seconds. */
 export const handshakeLimit = 180;
 // The kernel takes 128 KiB an argument and 2 MiB in all.
 const charactersPerCommand = 100_000;
-const prefixesPerArgument = 1_000;
-
-/**
- * @param wanted the endpoints that were last set by us, by public key
- * @param now when the tunnel was observed, in seconds since 1970
- */
-export function diffPeers(
-  link: string,
-  desired: readonly Peer[],
-  tunnel: Tunnel,
-  wanted: ReadonlyMap<string, string | undefined>,
-  now: number,
-): PeerChanges {
-  const owner = allowedIpOwners(tunnel);
-  const claimed = new Set(desired.flatMap((peer) => peer.allowedIps));
-  const settings: string[][] = [];
-  const result = new Map(tunnel.peers);
-  for (const peer of desired) {
-    const observed = tunnel.peers.get(peer.publicKey);
-    const missing = peer.allowedIps.filter((prefix) => owner.get(prefix) !== peer.publicKey);
-    // What goes stays until nothing is routed to it. A prefix that another peer gets is taken from this one by that.
-    const kept = observed?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
-    const moved = endpointToSet(peer, observed, wanted, now);
-    const words = [
-      ...(observed?.preshared ? ["preshared-key", "/dev/null"] : []),
-      ...(observed?.keepalive ? ["persistent-keepalive", "0"] : []),
-      ...(moved ? ["endpoint", moved] : []),
-      ...(missing.length > 0
-        ? ["allowed-ips", [...peer.allowedIps, ...kept].sort(compareAddresses).join(",")]
-        : []),
-    ];
-    if (!observed || words.length > 0) settings.push(["peer", peer.publicKey, ...words]);
-    result.set(peer.publicKey, {
-      endpoint: moved ?? observed?.endpoint,
-      allowedIps: peer.allowedIps,
-      preshared: false,
-      keepalive: false,
-      latestHandshake: observed?.latestHandshake ?? 0,
-    });
-  }
-  const wantedKeys = new Set(desired.map((peer) => peer.publicKey));
-  const gone = [...tunnel.peers.keys()].filter((publicKey) => !wantedKeys.has(publicKey)).sort();
-  for (const publicKey of gone) result.delete(publicKey);
-  const surplus = desired
-    .flatMap((peer) => tunnel.peers.get(peer.publicKey)?.allowedIps ?? [])
-    .filter((prefix) => !claimed.has(prefix))
-    .sort(compareAddresses);
-  const removals: string[][] = [];
-  // A prefix leaves a peer, whose others stay as they are, by moving to a peer that is removed at once.
-  for (let from = 0; from < surplus.length; from += prefixesPerArgument) {
-    const prefixes = surplus.slice(from, from + prefixesPerArgument).join(",");
-    removals.push(["peer", throwAway, "allowed-ips", prefixes, "peer", throwAway, "remove"]);
-  }
-  for (const publicKey of gone) removals.push(["peer", publicKey, "remove"]);
-  return {
-    add: inChunks(link, settings),
-    remove: inChunks(link, removals),
-    result: { ...tunnel, peers: result },
-  };
-}
 
 /**
  * Speaks first to peers that may hold a session with an earlier life of this tunnel: what they send into that is lost
@@ -181,22 +115,8 @@ export function greet(link: string, publicKeys: readonly string[]): Command[] {
   return [...inChunks(link, keepalive("25")), ...inChunks(link, keepalive("0"))];
 }
 
-/** A key that nobody has. */
-const throwAway = createHash("sha256").update("wigglenet: prefixes on their way out").digest("base64");
-
-function endpointToSet(
-  peer: Peer,
-  observed: ObservedPeer | undefined,
-  wanted: ReadonlyMap<string, string | undefined>,
-  now: number,
-): string | undefined {
-  if (peer.endpoint === undefined || peer.endpoint === observed?.endpoint) return undefined;
-  const changed = wanted.has(peer.publicKey) && wanted.get(peer.publicKey) !== peer.endpoint;
-  const silent = observed === undefined || now - observed.latestHandshake > handshakeLimit;
-  return changed || silent ? peer.endpoint : undefined;
-}
-
-function inChunks(link: string, settings: readonly string[][]): Command[] {
+/** Commands that set these peers, each with its words. */
+export function inChunks(link: string, settings: readonly string[][]): Command[] {
   const chunks: string[][] = [];
   let length = Number.POSITIVE_INFINITY;
   for (const words of settings) {
@@ -211,8 +131,67 @@ function inChunks(link: string, settings: readonly string[][]): Command[] {
   return chunks.map((words) => command`wg set ${link} ${words}`);
 }
 
-/** The nodes of the peers that commands speak of, for the log. */
-export function namedIn(commands: readonly Command[], peers: readonly Peer[]): string[] {
-  const words = new Set(commands.flatMap((each) => each.argv));
-  return peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
+const nothing: Tunnel = { publicKey: undefined, port: 0, marked: false, peers: new Map() };
+
+/** What WireGuard has in the tunnel's link: its identity and its peers are both of one look. */
+export class WireGuard {
+  readonly #tunnel: Kept<Tunnel>;
+  /** When the handshakes were as old as they say, in seconds since 1970. */
+  seenAt = 0;
+
+  constructor(link: string, links: Links) {
+    this.#tunnel = new Kept(async () => {
+      const { kind } = (await links.find(link)) ?? {};
+      if (kind !== "wireguard" && kind !== "tun") return nothing;
+      this.seenAt = Date.now() / 1000;
+      return await observeTunnel(link);
+    });
+  }
+
+  invalidate(reason: Reason): void {
+    if (["tunnel", "drift", "resync"].includes(reason)) this.#tunnel.forget();
+  }
+
+  observe(): Promise<Tunnel> {
+    return this.#tunnel.get();
+  }
+
+  change(carryOut: () => Promise<void>, settled: Tunnel): Promise<void> {
+    return this.#tunnel.change(carryOut, settled);
+  }
+}
+
+/** What a desired state says of the tunnel; without a link it has none. */
+export interface DesiredTunnel {
+  link: unknown;
+  peers: readonly Peer[];
+}
+
+/** The tunnel's key and port. */
+export class Identity implements Resource<DesiredTunnel> {
+  readonly #link: string;
+  readonly #own: OwnIdentity;
+  readonly #wireGuard: WireGuard;
+  readonly #perform: Perform;
+
+  constructor(link: string, own: OwnIdentity, wireGuard: WireGuard, perform: Perform) {
+    this.#link = link;
+    this.#own = own;
+    this.#wireGuard = wireGuard;
+    this.#perform = perform;
+  }
+
+  invalidate(reason: Reason): void {
+    this.#wireGuard.invalidate(reason);
+  }
+
+  async add({ link }: DesiredTunnel): Promise<void> {
+    if (link === undefined) return;
+    const tunnel = await this.#wireGuard.observe();
+    const { publicKey, port } = this.#own;
+    await this.#wireGuard.change(
+      () => this.#perform("WireGuard key and port", diffIdentity(this.#link, this.#own, tunnel)),
+      { ...tunnel, publicKey, port, marked: false },
+    );
+  }
 }

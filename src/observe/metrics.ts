@@ -5,6 +5,7 @@
 import { Counter, Gauge, Histogram } from "prom-client";
 import { $ } from "../host/command.ts";
 import { handshakeLimit } from "../host/wireguard.ts";
+import type { Observer } from "../reconcile/observer.ts";
 import { type Peer, PeerTraffic, parsePeerTraffic } from "./peer-metrics.ts";
 
 const buildInfo = new Gauge({
@@ -12,17 +13,17 @@ const buildInfo = new Gauge({
   help: "Always 1; the agent's version and the firewall backend that it uses.",
   labelNames: ["version", "firewall_backend"],
 });
-export const passDuration = new Histogram({
+const passDuration = new Histogram({
   name: "wigglenet_pass_duration_seconds",
   help: "Passes over all resources of the node: how many, and how long they took.",
   buckets: [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30],
 });
-export const changes = new Counter({
+const changes = new Counter({
   name: "wigglenet_changes_total",
   help: "Commands that changed the node, by what they were for.",
   labelNames: ["what"],
 });
-export const failures = new Counter({
+const failures = new Counter({
   name: "wigglenet_failures_total",
   help: "Failed attempts to bring a resource to its desired state.",
   labelNames: ["resource"],
@@ -31,15 +32,15 @@ export const inSync = new Gauge({
   name: "wigglenet_in_sync",
   help: "1 while /readyz says yes: the node is as it should be, and has told the others so.",
 });
-export const nodes = new Gauge({
+const nodes = new Gauge({
   name: "wigglenet_nodes",
   help: "Other nodes of the cluster that are known.",
 });
-export const nodesWithProblems = new Gauge({
+const nodesWithProblems = new Gauge({
   name: "wigglenet_nodes_with_problems",
   help: "Nodes of whose claims something is left out; the log says what and why.",
 });
-export const podCidrs = new Gauge({
+const podCidrs = new Gauge({
   name: "wigglenet_pod_cidrs_total",
   help: "Pod CIDRs of all nodes, the own ones among them.",
 });
@@ -90,7 +91,7 @@ const firewallDuration = new Histogram({
 });
 
 /** Which agent this is; the series of its firewall begin at 0. */
-export function setBuildInfo(version: string, backend: string): void {
+function setBuildInfo(version: string, backend: string): void {
   buildInfo.set({ version, firewall_backend: backend }, 1);
   for (const status of ["success", "error"]) firewallSyncs.inc({ backend, status }, 0);
   // Zeroing would forget what was observed.
@@ -99,24 +100,11 @@ export function setBuildInfo(version: string, backend: string): void {
 }
 const zeroed = new Set<string>();
 
-/** Counts one change of the firewall. */
-export async function firewallSync(backend: string, change: () => Promise<void>): Promise<void> {
-  const begin = performance.now();
-  let status = "error";
-  try {
-    await change();
-    status = "success";
-  } finally {
-    firewallSyncs.inc({ backend, status });
-    firewallDuration.observe({ backend }, (performance.now() - begin) / 1000);
-  }
-}
-
 let nodeNames: ReadonlyMap<string, string> = new Map();
 const traffic = new PeerTraffic();
 
 /** The peers that there should be. */
-export function setPeers(desired: readonly { publicKey: string; node: string }[]): void {
+function setPeers(desired: readonly { publicKey: string; node: string }[]): void {
   peers.set(desired.length);
   nodeNames = new Map(desired.map(({ publicKey, node }) => [publicKey, node]));
 }
@@ -147,14 +135,23 @@ function show({ publicKey, endpoint, node, handshake, received, sent }: Peer, no
   peerSent.inc(labels, sent);
 }
 
-/** Counts what a plan is made of and what came of it. */
-export function count(
-  { peers, problems }: { peers: Parameters<typeof setPeers>[0]; problems: ReadonlyMap<string, unknown> },
-  others: readonly { podCidrs: readonly string[] }[],
-  ownPodCidrs: number,
-): void {
-  nodes.set(others.length);
-  nodesWithProblems.set(problems.size);
-  setPeers(peers);
-  podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, ownPodCidrs));
+/** Counts what passes do. @param version of the agent */
+export function metricsObserver(version: string): Observer {
+  return {
+    passed: (seconds) => passDuration.observe(seconds),
+    failed: (resource) => failures.inc({ resource }),
+    changed({ what, commands, seconds, succeeded, details: { backend } }) {
+      if (succeeded) changes.inc({ what }, commands);
+      if (what !== "firewall" || backend === undefined) return;
+      firewallSyncs.inc({ backend, status: succeeded ? "success" : "error" });
+      firewallDuration.observe({ backend }, seconds);
+    },
+    planned(plan, others, ownPodCidrs) {
+      nodes.set(others.length);
+      nodesWithProblems.set(plan.problems.size);
+      setPeers(plan.peers);
+      podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, ownPodCidrs));
+    },
+    choseBackend: (backend) => setBuildInfo(version, backend),
+  };
 }

@@ -1,5 +1,4 @@
 import { expect, test } from "bun:test";
-import type { Agent } from "../reconcile/agent.ts";
 import { longestLine } from "../report/shorten.ts";
 import { serveHealth } from "./serve.ts";
 
@@ -18,9 +17,9 @@ test.each<[title: string, unready: string | undefined, warnings: string[], expec
   ["5,000 reasons", many(5_000, "bad").join("\n"), ["odd"], ["bad 0\nbad 1\n", /and \d+ more\n$/]],
   ["characters of several bytes", many(9, "\u{1f4a9}".repeat(999)).join("\n"), [], ["\u{1f4a9}"]],
 ])("/readyz has at most 2 kB: %s", async (_, unready, warnings, expected) => {
-  const agent = { stuck: () => undefined, unready: () => unready, warnings: () => warnings };
+  const health = { stuck: () => undefined, unready: () => unready, warnings: () => warnings };
   const address = { variable: "HEALTH_BIND_ADDR", text: "", hostname: "127.0.0.1", port: 0 };
-  const server = serveHealth(address, agent as unknown as Agent);
+  const server = serveHealth(address, health);
   try {
     const answer = await fetch(new URL("/readyz", server.url));
     const text = await answer.text();

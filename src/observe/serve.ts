@@ -3,26 +3,35 @@ import type { Logger } from "pino";
 import { register } from "prom-client";
 import { type Certificate, readFittingCertificate } from "../config/certificate.ts";
 import type { BindAddress, MetricsSettings } from "../config/config.ts";
-import type { Agent } from "../reconcile/agent.ts";
 import { joinLines, longestLine } from "../report/shorten.ts";
 import { inSync, observePeers } from "./metrics.ts";
 import { registerProcessMetrics } from "./process-metrics.ts";
 
 type Routes = Record<string, () => Response | Promise<Response>>;
 
+/** How the agent is. */
+export interface Health {
+  /** What keeps the loop from going on, if anything does. */
+  stuck(): string | undefined;
+  /** What is not as it should be, if anything is. */
+  unready(): string | undefined;
+  /** What may break the node though it works now, one line each. */
+  warnings(): string[];
+}
+
 /** Milliseconds between two looks at the certificate's files, or two attempts to listen. */
 const renewalCheck = 3_000;
 
 /** `/healthz`: whether the loop makes progress; `/readyz`: whether the node is as it should be, and what may break it. */
-export function serveHealth(address: BindAddress, agent: Agent): Bun.Server<undefined> {
+export function serveHealth(address: BindAddress, health: Health): Bun.Server<undefined> {
   const answer = (wrong: string | undefined, warnings: string[] = []) =>
     new Response(
       joinLines([...(wrong ?? "ok").split("\n"), ...warnings.map((each) => `warning: ${each}`)], longestLine),
       { status: wrong === undefined ? 200 : 503 },
     );
   return listen(address, {
-    "/healthz": () => answer(agent.stuck()),
-    "/readyz": () => answer(agent.unready(), agent.warnings()),
+    "/healthz": () => answer(health.stuck()),
+    "/readyz": () => answer(health.unready(), health.warnings()),
   });
 }
 
@@ -32,14 +41,14 @@ export function serveHealth(address: BindAddress, agent: Agent): Bun.Server<unde
  */
 export function serveMetrics(
   { address, certificate: files }: MetricsSettings,
-  agent: Agent,
+  health: Pick<Health, "unready">,
   link: string | undefined,
   log: Logger,
 ): void {
   registerProcessMetrics();
   const routes: Routes = {
     "/metrics": async () => {
-      inSync.set(agent.unready() === undefined ? 1 : 0);
+      inSync.set(health.unready() === undefined ? 1 : 0);
       if (link) await observePeers(link, Date.now() / 1000);
       return new Response(await register.metrics(), { headers: { "content-type": register.contentType } });
     },

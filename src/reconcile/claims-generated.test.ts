@@ -2,8 +2,9 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { diffRuleset, type ObservedRuleset, ruleset, settledRuleset } from "../host/firewall/nftables.ts";
+import { diffPeers } from "../host/peers.ts";
 import { diffRoutes, type ObservedRoutes, settledRoutes } from "../host/routes.ts";
-import { diffPeers, standing, type Tunnel } from "../host/wireguard.ts";
+import { standing, type Tunnel } from "../host/wireguard.ts";
 import { hostPrefix, overlaps } from "../net/address.ts";
 import { type Desired, plan } from "../plan/desired.ts";
 import { annotations } from "../plan/fixtures/annotations.ts";

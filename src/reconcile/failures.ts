@@ -1,6 +1,7 @@
-/** What of a pass fails: each reason told once, and how often in a row, for the retry. */
+/** What of a pass fails: each reason told once, how often in a row, and when it is to be tried again. */
 import type { Logger } from "pino";
-import * as metrics from "../observe/metrics.ts";
+import { backoff } from "../cluster/reflector.ts";
+import type { Observer } from "./observer.ts";
 
 interface Failure {
   /** In a row. */
@@ -16,16 +17,16 @@ const mostReasons = 10;
 
 export class Failures {
   readonly #log: Logger;
+  readonly #observer: Pick<Observer, "failed">;
+  readonly #failed: () => void;
   readonly #current = new Map<string, Failure>();
   readonly #attempted = new Set<string>();
 
-  constructor(log: Logger) {
+  /** @param failed called after each failure */
+  constructor(log: Logger, observer: Pick<Observer, "failed">, failed: () => void) {
     this.#log = log;
-  }
-
-  /** How often in a row the worst of the resources failed; 0 if all work. */
-  get worst(): number {
-    return Math.max(0, ...[...this.#current.values()].map((failure) => failure.count));
+    this.#observer = observer;
+    this.#failed = failed;
   }
 
   /** What fails now, `RESOURCE: REASON` each. */
@@ -55,9 +56,16 @@ export class Failures {
         told.add(reason);
         this.#log.error({ resource, error: message }, "failed; it is tried again");
       }
-      metrics.failures.inc({ resource });
+      this.#observer.failed(resource);
       this.#current.set(resource, { count: count + 1, message, told });
+      this.#failed();
       return undefined;
     }
+  }
+
+  /** Milliseconds until the next attempt, by how often in a row the worst failed; undefined if all work. */
+  retryIn(random: number): number | undefined {
+    const worst = Math.max(0, ...[...this.#current.values()].map((failure) => failure.count));
+    return worst > 0 ? backoff(worst, random) : undefined;
   }
 }

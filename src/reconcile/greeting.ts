@@ -1,6 +1,7 @@
 /** Which peers of a new tunnel are greeted when: a cluster that starts after a power cut must not do it all at once. */
 import type { Logger } from "pino";
 import type { Command } from "../host/command.ts";
+import type { Resource } from "../host/resource.ts";
 import { greet } from "../host/wireguard.ts";
 import type { Peer } from "../plan/desired.ts";
 
@@ -55,11 +56,13 @@ interface Outside {
   paper: boolean;
   /** Whether the key was made just now. */
   newKey: boolean;
+  /** Whether the tunnel had no peers when the pass began: it was made just now, by us or by the node's wireguard-go. */
+  isNew(): boolean;
   log: Logger;
 }
 
 /** Greets the peers of each new tunnel that may hold a session with an earlier life of it. */
-export class Greeter {
+export class Greeter implements Resource<{ peers: readonly Peer[] }> {
   readonly #outside: Outside;
   readonly #greeting = new Greeting();
   /** Keys of those that can be greeted. */
@@ -78,13 +81,13 @@ export class Greeter {
     return this.#greeting.nextAt;
   }
 
-  /**
-   * The tunnel has these peers.
-   * @param isNew whether it had none before: it was made just now, by us or by the node's wireguard-go
-   */
-  async meet(peers: readonly Peer[], isNew: boolean): Promise<void> {
+  /** Nothing is kept here that a change of the node could make wrong. */
+  invalidate(): void {}
+
+  /** The tunnel has these peers. */
+  async add({ peers }: { peers: readonly Peer[] }): Promise<void> {
     this.#peers = new Set(peers.filter((peer) => peer.endpoint).map((peer) => peer.publicKey));
-    if (isNew && this.#acquainted) this.#greeting.begin([...this.#peers], performance.now());
+    if (this.#outside.isNew() && this.#acquainted) this.#greeting.begin([...this.#peers], performance.now());
     this.#acquainted ||= peers.length > 0;
     while (this.#outside.paper && this.nextAt !== Number.POSITIVE_INFINITY) await this.greet();
   }

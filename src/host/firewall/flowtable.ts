@@ -1,5 +1,7 @@
 /** The flow table of `inet wigglenet`: whether the kernel has such, and the links at which it meets packets. */
 import { $, batch, type Command, CommandError, execute } from "../command.ts";
+import type { Links } from "../link.ts";
+import { type Executor, Kept, type Perform, type Reason, type Resource } from "../resource.ts";
 
 /** The Go implementation's name for it. */
 export const name = "fastpath";
@@ -71,4 +73,47 @@ export function diffDevices(desired: readonly string[], present: readonly string
       ),
     ],
   );
+}
+
+/** Undefined: no flow is offloaded. */
+interface DesiredFlowTable {
+  firewall: { devices: readonly string[] | undefined };
+}
+
+/** The links in the flow table. They come after the rules, which need none of them: a link may go while it is put in. */
+export class FlowTable implements Resource<DesiredFlowTable> {
+  readonly #links: Links;
+  readonly #executor: Executor;
+  readonly #perform: Perform;
+  readonly #devices = new Kept(observeDevices);
+
+  constructor(links: Links, executor: Executor, perform: Perform) {
+    this.#links = links;
+    this.#executor = executor;
+    this.#perform = perform;
+  }
+
+  invalidate(reason: Reason): void {
+    if (["links", "firewall", "drift", "resync"].includes(reason)) this.#devices.forget();
+  }
+
+  /** The table was written. On paper it is not there to be seen. */
+  written(): void {
+    this.#devices.forget();
+    if (this.#executor.paper) this.#devices.set([]);
+  }
+
+  async add({ firewall: { devices } }: DesiredFlowTable): Promise<void> {
+    if (devices === undefined) return;
+    const present = await this.#devices.get();
+    const change = () => this.#perform("flow table", diffDevices(devices, present));
+    try {
+      await this.#devices.change(change, [...devices]);
+    } catch (error) {
+      this.#links.invalidate("links");
+      const there = (await this.#links.observe()).map((link) => link.name);
+      // Its going is told, and has a pass of its own.
+      if (devices.every((device) => there.includes(device))) throw error;
+    }
+  }
 }

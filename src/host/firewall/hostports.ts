@@ -10,6 +10,7 @@ import { type Family, families, familyOf, parseAddress } from "../../net/address
 import type { Findings } from "../../report/findings.ts";
 import { $, CommandError } from "../command.ts";
 import { readIfThere } from "../files.ts";
+import type { Reason, Resource } from "../resource.ts";
 
 /** Where libcni keeps what it has added, one file for each interface of a pod. */
 const resultsPath = "/var/lib/cni/results";
@@ -109,13 +110,27 @@ export function withoutRules(
   );
 }
 
-export class HostPorts {
+export class HostPorts implements Resource<unknown> {
+  readonly #findings: Findings;
   /** By file name. What is in one never changes. */
   #known = new Map<string, HostPortPod | undefined>();
+  /** Whether nothing has happened to the firewall since. */
+  #looked = false;
 
-  async report(findings: Findings): Promise<void> {
+  constructor(findings: Findings) {
+    this.#findings = findings;
+  }
+
+  invalidate(reason: Reason): void {
+    if (["firewall", "drift", "resync"].includes(reason)) this.#looked = false;
+  }
+
+  /** They are none of ours to repair: those that have lost their rules are named. */
+  async add(): Promise<void> {
+    if (this.#looked) return;
+    this.#looked = true;
     const lost = (await this.#lost()).map(({ name, ports }) => `${name}: ${ports.join(", ")}`);
-    findings.report(
+    this.#findings.report(
       "hostPorts",
       lost.length === 0
         ? undefined

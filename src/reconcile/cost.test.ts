@@ -12,7 +12,8 @@ import { families } from "../net/address.ts";
 import { gatePath } from "../plan/cni.ts";
 import { crowd } from "../plan/fixtures/input.ts";
 import type { NodeRecord } from "../plan/overlay/node.ts";
-import { Agent } from "./agent.ts";
+import { noObserver } from "./observer.ts";
+import { Reconciler } from "./reconciler.ts";
 
 setDefaultTimeout(30_000);
 const others = new Map(crowd(5_000).map((node) => [node.name, node]));
@@ -47,7 +48,7 @@ afterAll(() => rmSync(procSysNet, { recursive: true }));
 const spawn = spyOn(Bun, "spawn");
 const nodes = { complete: true, whole: true, own: {}, ownIsThere: true, others };
 let chains: { mockRestore(): void };
-let agent: Agent;
+let reconciler: Reconciler;
 beforeAll(async () => {
   spawn.mockImplementation(((argv: string[]) => {
     asked.push(argv.join(" "));
@@ -63,11 +64,11 @@ beforeAll(async () => {
     spec: { podCIDRs: ["10.1.0.0/24", "fd00:1::/64"] },
     status: { addresses: links[0]!.addr_info.map(({ local }) => ({ type: "InternalIP", address: local })) },
   };
-  agent = new Agent({
+  reconciler = new Reconciler({
     // Whatever this machine has.
     config: { ...readConfig({ NODE_NAME: "own", PROC_SYS_NET_PATH: procSysNet }), families },
     nodes: Object.assign(nodes, { own }) as unknown as ClusterNodes,
-    hands: {
+    executor: {
       paper: false,
       perform: async (steps) => {
         ran.push(...steps.filter((step) => step.kind === "run"));
@@ -82,13 +83,15 @@ beforeAll(async () => {
     publicKey: "key-own",
     version: "1.0.0",
     reserved: [],
+    observer: noObserver,
+    wake: () => undefined,
     log: pino({ level: "silent" }),
   });
-  await agent.pass();
-  expect(agent.unready()).toBe("not in sync yet");
+  await reconciler.pass("cluster");
+  expect(reconciler.unready()).toBe("not in sync yet");
   await Bun.sleep(1_100);
-  await agent.pass();
-  expect(agent.unready()).toBeUndefined();
+  await reconciler.pass("cluster");
+  expect(reconciler.unready()).toBeUndefined();
   // Every node has been put in.
   const written = ran.map(({ argv, stdin = "" }) => `${argv.join(" ")} ${stdin}`).join("\n");
   for (const word of ["key-4999", "10.83.135.0/24 dev wigglenet", "10.83.135.0/24,", "172.16.19.135"])
@@ -127,8 +130,8 @@ test.each<[title: string, node: NodeRecord | undefined, most: number]>([
     asked.length = 0;
     if (node) others.set(one.name, node);
     else others.delete(one.name);
-    await agent.pass();
-    expect(agent.unready()).toBeUndefined();
+    await reconciler.pass("cluster");
+    expect(reconciler.unready()).toBeUndefined();
     expect(asked).toEqual([]);
     expect(ran.length).toBeLessThanOrEqual(most);
     expect(ran.length > 0).toBe(most > 0);
@@ -154,8 +157,8 @@ test("while not all is known of the cluster nothing is taken away for what is mi
   for (const whole of [false, true]) {
     ran.length = 0;
     nodes.whole = whole;
-    await agent.pass();
-    expect(agent.unready()).toBeUndefined();
+    await reconciler.pass("cluster");
+    expect(reconciler.unready()).toBeUndefined();
     if (!whole) {
       // What is new goes in.
       expect(words()).toContain("key-6000");

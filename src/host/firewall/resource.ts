@@ -1,0 +1,80 @@
+/** The firewall as a resource of the node, by whichever backend. */
+import type { Config } from "../../config/config.ts";
+import type { Firewall } from "../../plan/firewall/firewall.ts";
+import { retainElements } from "../../plan/retained.ts";
+import type { Findings } from "../../report/findings.ts";
+import type { Executor, Perform, Reason, Resource } from "../resource.ts";
+import {
+  type Backend,
+  chooseBackend,
+  diffFirewall,
+  elementsIn,
+  type ObservedFirewall,
+  observeFirewall,
+  passedIn,
+  settledFirewall,
+} from "./firewall.ts";
+import { reportForeign, TranslatedPackets } from "./foreign.ts";
+
+interface DesiredFirewall {
+  firewall: Firewall;
+  /** Whether all of the cluster is known; else the sets keep what they have. */
+  whole: boolean;
+}
+
+interface Means {
+  config: Pick<Config, "firewallBackend" | "port">;
+  findings: Findings;
+  executor: Executor;
+  perform: Perform;
+  /** Called after a change, which may have made the flow table anew. */
+  written: () => void;
+}
+
+export class HostFirewall implements Resource<DesiredFirewall> {
+  readonly #means: Means;
+  readonly #translated: TranslatedPackets;
+  #backend: Backend | undefined;
+  #observed: ObservedFirewall | undefined;
+
+  constructor(means: Means) {
+    this.#means = means;
+    this.#translated = new TranslatedPackets(means.findings);
+  }
+
+  /** Undefined until it is chosen. */
+  get backend(): Backend | undefined {
+    return this.#backend;
+  }
+
+  invalidate(reason: Reason): void {
+    if (["firewall", "drift", "resync"].includes(reason)) this.#observed = undefined;
+  }
+
+  /** All of it, but no node is reached by a tunnel that is not there yet. */
+  async guard({ firewall, whole }: DesiredFirewall): Promise<void> {
+    const { backend, observed } = await this.#look();
+    const present = new Set(elementsIn(backend, observed, "nodes"));
+    const nodes = firewall.sets.nodes.filter((address) => present.has(address));
+    await this.add({ firewall: { ...firewall, sets: { ...firewall.sets, nodes } }, whole });
+  }
+
+  async add({ firewall, whole }: DesiredFirewall): Promise<void> {
+    const { config, findings, perform, written } = this.#means;
+    const { backend, observed } = await this.#look();
+    this.#observed = undefined;
+    const wanted = whole ? firewall : retainElements(firewall, (set) => elementsIn(backend, observed, set));
+    reportForeign(findings, observed, config.port);
+    this.#translated.report(passedIn(backend, observed));
+    const commands = diffFirewall(backend, wanted, observed);
+    if (commands.length > 0) written();
+    await perform("firewall", commands, { backend });
+    this.#observed = settledFirewall(backend, wanted, observed);
+  }
+
+  async #look(): Promise<{ backend: Backend; observed: ObservedFirewall }> {
+    this.#backend ??= await chooseBackend(this.#means.config.firewallBackend);
+    this.#observed ??= await observeFirewall(this.#backend);
+    return { backend: this.#backend, observed: this.#observed };
+  }
+}

@@ -1,0 +1,106 @@
+/** The resources of a node, and what a pass wants of them. In which order they act is in phases.ts. */
+import type { Logger } from "pino";
+import type { ClusterNodes } from "../cluster/nodes.ts";
+import type { Config } from "../config/config.ts";
+import { CniFile } from "../host/cni.ts";
+import { CniFolder } from "../host/cnifolder.ts";
+import { FlowTable } from "../host/firewall/flowtable.ts";
+import { HostPorts } from "../host/firewall/hostports.ts";
+import { HostFirewall } from "../host/firewall/resource.ts";
+import { ForeignRules } from "../host/foreignrules.ts";
+import { Links } from "../host/link.ts";
+import { Peers } from "../host/peers.ts";
+import type { Executor, Perform, Reason } from "../host/resource.ts";
+import { Routes } from "../host/routes.ts";
+import { Forwarding, Sysctls } from "../host/sysctls.ts";
+import { LinkSettings, TunnelLink } from "../host/tunnel.ts";
+import { Underlay } from "../host/underlay.ts";
+import { Identity, WireGuard } from "../host/wireguard.ts";
+import type { Family } from "../net/address.ts";
+import type { Desired } from "../plan/desired.ts";
+import type { Findings } from "../report/findings.ts";
+import { Annotations } from "./annotations.ts";
+import type { Failures } from "./failures.ts";
+import { Greeter } from "./greeting.ts";
+
+/** What a pass wants: the plan, and what follows from the node itself. */
+export interface Target extends Desired {
+  /** Whether all of the cluster is known. */
+  whole: boolean;
+  /** Of the own Node; null: without it. */
+  annotations: Record<string, string | null>;
+  /** Families that pods have. */
+  podFamilies: ReadonlySet<Family>;
+  /** Links that have to forward. */
+  forwarding: readonly string[];
+}
+
+export interface Means {
+  config: Config;
+  nodes: ClusterNodes;
+  executor: Executor;
+  perform: Perform;
+  /** Annotates the own Node, and has it logged. */
+  annotate: Executor["annotate"];
+  failures: Failures;
+  findings: Findings;
+  /** Of the tunnel; null if there is none. */
+  publicKey: string | null;
+  /** Whether the key was made just now, so that no other node knows it. */
+  newKey: boolean;
+  log: Logger;
+}
+
+export type Resources = ReturnType<typeof resourcesOf>;
+
+export function resourcesOf(means: Means) {
+  const { config, nodes, executor, perform, annotate, failures, findings, log } = means;
+  const { linkName: link, linkName: name, families, port, privateKeyPath, procSysNet: root } = config;
+  const tunnelChanged = () => invalidate(resources, "tunnel");
+  const links = new Links();
+  const wireGuard = new WireGuard(link, links);
+  const peers = new Peers(link, wireGuard, perform);
+  const routes = new Routes({ link, families, perform });
+  const flowTable = new FlowTable(links, executor, perform);
+  const written = () => flowTable.written();
+  const annotations = new Annotations({ config, nodes, executor, annotate });
+  const own = { publicKey: means.publicKey ?? "", privateKeyPath, port };
+  const resources = {
+    links,
+    underlay: new Underlay(link, families),
+    tunnelLink: new TunnelLink({
+      name,
+      mode: config.wireguard,
+      links,
+      executor,
+      perform,
+      changed: tunnelChanged,
+    }),
+    identity: new Identity(link, own, wireGuard, perform),
+    sysctls: new Sysctls({ root, link, skipDad: !config.podIpv6Dad, executor, findings, perform }),
+    linkSettings: new LinkSettings({ name, links, executor, perform }),
+    peers,
+    greeter: new Greeter({
+      link,
+      perform: (commands) => failures.attempt("greeting", () => executor.perform(commands)),
+      paper: executor.paper,
+      newKey: means.newKey,
+      isNew: () => peers.wereNone,
+      log,
+    }),
+    routes,
+    foreignRules: new ForeignRules(routes, links, findings),
+    firewall: new HostFirewall({ config, findings, executor, perform, written }),
+    flowTable,
+    forwarding: new Forwarding({ root, findings, perform }),
+    hostPorts: new HostPorts(findings),
+    cniFolder: new CniFolder(config.cniConfigPath, findings),
+    annotations,
+    cniFile: new CniFile(config.cniConfigPath, () => annotations.mayStart, perform),
+  };
+  return resources;
+}
+
+export function invalidate(resources: Resources, reason: Reason): void {
+  for (const resource of Object.values(resources)) resource.invalidate(reason);
+}
