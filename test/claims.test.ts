@@ -5,6 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { version } from "../package.json";
 import { annotation, annotationsOf } from "../src/plan/overlay/node.ts";
+import { repository } from "./lab/cache.ts";
 import type { ApiObject } from "./lab/cluster/api.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Stream } from "./lab/cluster/place.ts";
@@ -238,6 +239,10 @@ test("an API server that no agent talks to: no pod CIDR takes it either", async 
   await lab.controlPlane.api.patch(slice, { endpoints: [...endpoints, more] });
   const lines = await claimed({ podCidrs: ["198.51.100.77/32"] });
   expect(lines).toEqual(lines.map(() => "pod CIDR 198.51.100.77/32: it is an address of the API server"));
+  // Of one that only looks, too: what it would do first must not wait for what it would learn next.
+  const [node] = lab.nodes as [LightNode];
+  const argv = [`${repository}/dist/wigglenet`, "agent", "--dry-run"];
+  expect(await node.namespace.run(argv, { env: node.agentEnv() })).not.toContain("198.51.100.77");
   await disclaimed();
 });
 

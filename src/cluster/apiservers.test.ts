@@ -1,6 +1,6 @@
 import { afterEach, expect, test } from "bun:test";
 import { followApiServers } from "./apiservers.ts";
-import { FakeApi } from "./fake-api.ts";
+import { FakeApi, failure } from "./fake-api.ts";
 
 let api: FakeApi | undefined;
 afterEach(async () => {
@@ -17,18 +17,18 @@ async function told(answer: () => Response, until: (state: { told: string[][]; a
     state.asked += 1;
     return answer();
   };
-  const running = followApiServers(
+  const { ended } = followApiServers(
     api.client(),
     api.log,
     (addresses) => {
       state.told.push(addresses);
     },
     stop.signal,
-    5,
+    { refused: 5 },
   );
   while (!until(state)) await Bun.sleep(2);
   stop.abort();
-  await running;
+  await ended;
   return { ...state, log: api.logged };
 }
 
@@ -58,4 +58,23 @@ test("what may not be read is said once, with the remedy, and tried again now an
   expect(log.filter((line) => line.includes("EndpointSlice"))).toEqual([
     expect.stringContaining("apply the Role wigglenet of namespace default, see deploy/manifest.yaml"),
   ]);
+});
+
+test.each<[title: string, answers: () => (Response | undefined)[], tried: boolean]>([
+  ["that they may not be read", () => [failure(403, "forbidden")], true],
+  ["that there are none", () => [failure(404, "not found")], true],
+  ["an error, then what they are", () => [failure(500, "no"), Response.json({ metadata: {} })], true],
+  ["nothing, for a while", () => [], false],
+])("whoever has to know them first waits until that was tried: the answer is %s", async (_, given, tried) => {
+  const stop = new AbortController();
+  api = new FakeApi();
+  const answers = given();
+  const silent = new Response(new ReadableStream());
+  api.intercept = () => answers.shift() ?? silent;
+  const begin = performance.now();
+  const servers = followApiServers(api.client(), api.log, () => undefined, stop.signal, { patience: 700 });
+  await servers.tried;
+  expect(performance.now() - begin >= 695).toBe(!tried);
+  stop.abort();
+  await servers.ended;
 });
