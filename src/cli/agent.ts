@@ -85,6 +85,7 @@ export async function runAgent(options: AgentOptions): Promise<never> {
   if (!config.firewallOnly) watchCniFolder(config.cniConfigPath, () => loop.mark("CNI folder"), stop.signal);
   const cluster = nodes.run(stop.signal);
   const servers = followApiServers(client, log, (addresses) => reconciler.reserve(addresses), stop.signal);
-  await Promise.race([Promise.all([kernel, cluster, servers]), loop.run(stop.signal)]);
+  await servers.tried;
+  await Promise.race([Promise.all([kernel, cluster, servers.ended]), loop.run(stop.signal)]);
   process.exit(0);
 }

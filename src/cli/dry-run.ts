@@ -1,5 +1,6 @@
 /** `wigglenet --dry-run`: prints what a first pass would do, in order, and changes nothing. */
 
+import { followApiServers } from "../cluster/apiservers.ts";
 import { printStep } from "../host/command.ts";
 import { observePublicKey } from "../host/files.ts";
 import { createKernelLink } from "../host/link.ts";
@@ -51,6 +52,9 @@ export async function dryRun(options: AgentOptions): Promise<void> {
     () => undefined,
   );
   const cluster = nodes.run(stop.signal);
+  const { client, log } = setup;
+  const servers = followApiServers(client, log, (addresses) => reconciler.reserve(addresses), stop.signal);
+  await servers.tried;
   const deadline = performance.now() + 30_000;
   while (!nodes.whole || !nodes.complete) {
     if (performance.now() > deadline) {
@@ -61,7 +65,7 @@ export async function dryRun(options: AgentOptions): Promise<void> {
   }
   await reconciler.pass("start");
   stop.abort();
-  await cluster;
+  await Promise.all([cluster, servers.ended]);
   const { reasons } = reconciler.failures;
   const unread = [...reasons, ...(nodes.whole ? [] : ["Nodes: not all could be read"])];
   if (unread.length > 0)
