@@ -2,7 +2,8 @@
  * The host as others use it: rulesets of any size cost the agent nothing, changes by the thousand wake it for nothing, and
  * what is changed of ours in the middle of them is repaired all the same.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { version } from "../package.json";
 import { annotationsOf } from "../src/plan/overlay/node.ts";
 import { repository, tool } from "./lab/cache.ts";
@@ -123,16 +124,34 @@ async function repaired(healthy: NodeState, timeout = 6_000): Promise<void> {
   await until("the repair", same, { timeout }).catch(() => expect(now).toEqual(healthy));
 }
 
+/** Protocols of netlink. */
+const [route, netfilter] = [0, 12];
+
+/** How many messages of a protocol of netlink the kernel had to drop for a process; undefined if it does not listen. */
+function dropped(pid: number, protocol = route): number | undefined {
+  const read = (file: string) => readFileSync(`/proc/${pid}/${file}`, "utf8");
+  // The port of a process's first socket is its ID in its own namespace.
+  const port = /^NSpid:.*\s(\d+)$/m.exec(read("status"))?.[1];
+  const sockets = read("net/netlink").split("\n");
+  const own = sockets
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, kind, of]) => kind === String(protocol) && of === port);
+  return own.length > 0 ? Math.max(...own.map((fields) => Number(fields[8]))) : undefined;
+}
+
 const storm = (rules: number) =>
   `add chain inet storm c\n${Array.from({ length: rules }, (_, n) => `add rule inet storm c ip saddr 10.1.${(n >> 8) & 255}.${n & 255} counter accept comment "${"x".repeat(120)}"`).join("\n")}\n`;
 
 test("drift while others write more than the kernel keeps for a reader is repaired", async () => {
   const healthy = await stateOf(told);
   await write(told, "add table inet storm\n");
-  const all = treeOf(await told.agentPid());
+  const agent = await told.agentPid();
+  const all = treeOf(agent);
   for (const pid of all) process.kill(pid, "SIGSTOP");
   await write(told, storm(40_000));
+  const before = dropped(agent, netfilter);
   await told.$`nft flush set inet wigglenet remote-ipv4`;
+  expect(dropped(agent, netfilter)).toBeGreaterThan(before ?? Number.NaN);
   await told.$`nft delete table inet storm`;
   expect(await stateOf(told)).not.toEqual(healthy);
   const begin = performance.now();
@@ -141,55 +160,104 @@ test("drift while others write more than the kernel keeps for a reader is repair
   expect(performance.now() - begin).toBeLessThan(2_000);
 }, 30_000);
 
-/** The agent's `ip monitor`. */
-async function monitors(): Promise<number[]> {
-  return await until("ip monitor to run", async () => {
-    const [, ...others] = treeOf(await told.agentPid());
-    return others.length > 0 && others;
-  });
+/** The agent, which has a socket of its own, and its `ip monitor`. */
+async function listeners(): Promise<{ agent: number; monitor: number }> {
+  const agent = await told.agentPid();
+  const monitor = await until("ip monitor to listen", () =>
+    treeOf(agent).find((pid) => {
+      const isMonitor = readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("\0monitor\0");
+      return isMonitor && dropped(pid) !== undefined;
+    }),
+  );
+  return { agent, monitor };
 }
 
-const flushed = "nft flush set inet wigglenet remote-ipv4; ip route flush table 24601";
+/** Drift of which nothing but rtnetlink tells. */
+const flushRoutes = async () =>
+  void (await told.$`ip -4 route flush table 24601; ip -6 route flush table 24601`);
 
-test.each(["SIGSTOP", "SIGKILL"] as const)(
-  "a monitor that gets %s hides no drift",
-  async (signal) => {
-    const healthy = await stateOf(told);
-    for (const pid of await monitors()) process.kill(pid, signal);
-    await told.$`/bin/sh -ec ${flushed}`;
+/**
+ * Makes drift while neither the agent nor `ip monitor` reads, behind so many routes of others that the kernel has to drop
+ * what it says of it.
+ * @returns for whom it dropped it
+ */
+async function flushUnheard(routes: number): Promise<string[]> {
+  const found = Object.entries(await listeners());
+  for (const [, pid] of found) process.kill(pid, "SIGSTOP");
+  const lines = Array.from(
+    { length: routes },
+    (_, n) => `route add 10.${n >> 8}.${n & 255}.0/24 dev lo table 77`,
+  );
+  await told.namespace.ip(...lines);
+  const before = found.map(([, pid]) => dropped(pid) ?? 0);
+  await flushRoutes();
+  const lost = found.filter(([, pid], index) => (dropped(pid) ?? 0) > before[index]!).map(([name]) => name);
+  for (const [, pid] of found) process.kill(pid, "SIGCONT");
+  return lost;
+}
+
+describe("drift of routes alone is repaired when it is made as ip monitor", () => {
+  let healthy: NodeState;
+  let before: { agent: number; monitor: number };
+  beforeEach(async () => {
+    await quiet(told);
+    healthy = await stateOf(told);
+    before = await listeners();
+  });
+  afterEach(async () => {
+    await told.namespace.ip("route flush table 77");
+    // What its end has observed anew is not to repair the next test's drift.
+    await until("another ip monitor", async () => (await listeners()).monitor !== before.monitor);
+  });
+
+  test.each([
+    ["overflows", 4_000, ["monitor"]],
+    ["and the agent's own socket overflow", 40_000, ["agent", "monitor"]],
+  ])(
+    "%s",
+    async (_, routes, overflowing) => {
+      expect(await flushUnheard(routes)).toEqual(overflowing);
+      await repaired(healthy);
+    },
+    30_000,
+  );
+
+  test("hangs", async () => {
+    process.kill(before.monitor, "SIGSTOP");
+    await flushRoutes();
     await repaired(healthy);
-  },
-  30_000,
-);
+  }, 30_000);
 
-test("drift amid more routes of others than a monitor can follow is repaired", async () => {
-  const healthy = await stateOf(told);
-  const routes = (verb: string) =>
-    Array.from({ length: 40_000 }, (_, n) => `route ${verb} 10.${n >> 8}.${n & 255}.0/24 dev lo table 77`);
-  const all = treeOf(await told.agentPid());
-  for (const pid of all) process.kill(pid, "SIGSTOP");
-  await told.namespace.ip(...routes("add"));
-  await told.$`/bin/sh -ec ${flushed}`;
-  await told.namespace.ip(...routes("delete"));
-  for (const pid of all) process.kill(pid, "SIGCONT");
-  await repaired(healthy);
-}, 30_000);
+  test("dies", async () => {
+    // It cannot start another before the drift is made.
+    process.kill(before.agent, "SIGSTOP");
+    process.kill(before.monitor, "SIGKILL");
+    await flushRoutes();
+    process.kill(before.agent, "SIGCONT");
+    await repaired(healthy);
+  }, 30_000);
 
-test("drift before a monitor listens is repaired", async () => {
-  const healthy = await stateOf(told);
-  const late = '#!/bin/sh\ncase "$*" in *monitor*) sleep 2;; esac\nexec /sbin/ip "$@"\n';
-  await told.$`/bin/sh -ec ${`mkdir -p /run/late; printf %s '${late}' > /run/late/ip; chmod +x /run/late/ip`}`;
-  await told.stopAgent();
-  told.startAgent({ PATH: "/run/late:/usr/sbin:/usr/bin:/sbin:/bin" });
-  await told.inSync();
-  await told.$`/bin/sh -ec ${flushed}`;
-  await repaired(healthy);
-  await told.stopAgent();
-  told.startAgent();
-  await told.inSync();
-}, 30_000);
+  test("starts late, at the agent's start and after it died", async () => {
+    const late = '#!/bin/sh\ncase "$*" in *monitor*) sleep 1;; esac\nexec /sbin/ip "$@"\n';
+    await told.$`/bin/sh -ec ${`mkdir -p /run/late; printf %s '${late}' > /run/late/ip; chmod +x /run/late/ip`}`;
+    await told.stopAgent();
+    told.startAgent({ PATH: "/run/late:/usr/sbin:/usr/bin:/sbin:/bin" });
+    await told.inSync();
+    await flushRoutes();
+    await repaired(healthy);
+    const { monitor } = await listeners();
+    await quiet(told);
+    process.kill(monitor, "SIGKILL");
+    // All that is made anew at its death is done, and the next one sleeps.
+    await sleep(1_000);
+    await flushRoutes();
+    await repaired(healthy);
+    await told.stopAgent();
+    told.startAgent();
+    await told.inSync();
+  }, 60_000);
+});
 
-const [route, netfilter] = [0, 12];
 const [EPERM, EPROTONOSUPPORT, ENOBUFS] = [1, 93, 105];
 
 describe("where the agent can open no netlink socket", () => {
@@ -225,7 +293,7 @@ describe("where the agent can open no netlink socket", () => {
       await quiet(told);
       await told.$`nft flush ruleset`;
       await repaired(healthy, 12_000);
-      await told.$`/bin/sh -ec ${"ip route flush table 24601"}`;
+      await flushRoutes();
       await repaired(healthy);
       expect(unheard()).toEqual([expect.objectContaining({ level: "warn" })]);
       expect(unheard()[0]?.msg).toContain(remedy);
@@ -235,10 +303,10 @@ describe("where the agent can open no netlink socket", () => {
     60_000,
   );
 
-  test("of routes: it says so once, and ip monitor is heard all the same", async () => {
+  test("of routes: it says so once, and an ip monitor that overflows is noticed by what it says itself", async () => {
     const healthy = await stateOf(told);
     await restart({ forbid: ["netlink", route, ENOBUFS] });
-    await told.$`/bin/sh -ec ${flushed}`;
+    expect(await flushUnheard(4_000)).toEqual(["monitor"]);
     await repaired(healthy);
     expect(unheard()).toEqual([expect.objectContaining({ level: "warn" })]);
     expect(unheard()[0]?.msg).toContain("ENOBUFS");
