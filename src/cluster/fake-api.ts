@@ -226,8 +226,9 @@ export class FakeApi implements AsyncDisposable {
     if (intercepted) return intercepted;
     const name = /^\/api\/v1\/nodes\/(.+)$/.exec(url.pathname)?.[1];
     if (request.method === "PATCH") {
-      this.bodies.push(await request.text());
-      return Response.json({});
+      const body = await request.text();
+      this.bodies.push(body);
+      return Response.json(this.#patch(name ?? "", body));
     }
     if (name !== undefined) {
       const node = this.#nodes.get(name);
@@ -261,6 +262,18 @@ export class FakeApi implements AsyncDisposable {
       },
     });
     return new Response(body, { headers: { "Content-Type": "application/json" } });
+  }
+
+  /** Merges annotations, which is all that an agent patches. */
+  #patch(name: string, body: string): FakeNode {
+    const node = this.#nodes.get(name) as FakeNode;
+    const { metadata = {} } = JSON.parse(body) as {
+      metadata?: { annotations?: Record<string, string | null> };
+    };
+    const merged = Object.entries({ ...node.metadata.annotations, ...metadata.annotations });
+    const annotations = Object.fromEntries(merged.filter(([, value]) => value !== null));
+    this.put({ ...node, metadata: { ...node.metadata, annotations: annotations as Record<string, string> } });
+    return this.#nodes.get(name) as FakeNode;
   }
 
   #emit(type: string, node: FakeNode): void {
