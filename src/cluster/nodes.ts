@@ -8,7 +8,7 @@ import {
   saysAll,
 } from "../plan/overlay/node.ts";
 import type { ApiClient } from "./client.ts";
-import type { ApiObject } from "./list.ts";
+import { type ApiObject, isOlder } from "./list.ts";
 import { follow } from "./reflector.ts";
 import { WholeNodes } from "./wholenodes.ts";
 
@@ -26,6 +26,8 @@ export class ClusterNodes {
   /** The own Node, as it was last: one that is deleted is missed in the log, and what it had stays. */
   own: NodeObject | undefined;
   ownIsThere = false;
+  /** The version of the own Node that is known. */
+  #ownVersion = "";
   readonly others = new Map<string, NodeRecord>();
 
   /** Whether a complete list of all nodes has been read, and the own Node. */
@@ -94,7 +96,10 @@ export class ClusterNodes {
         { ...collection, name: this.#ownName },
         {
           replaced: ([node]) => this.#setOwn(node),
-          changed: (node) => this.#setOwn(node),
+          // The watch may be behind what this agent has written.
+          changed: (node) => {
+            if (!isOlder(node.metadata.resourceVersion ?? "", this.#ownVersion)) this.#setOwn(node);
+          },
           removed: () => this.#setOwn(undefined),
         },
         signal,
@@ -141,18 +146,29 @@ export class ClusterNodes {
     this.#client.reconnect();
   }
 
-  /** Patches the own Node's annotations; null takes one away. */
+  /**
+   * Patches the own Node's annotations; null takes one away. `own` has them then, though the watch may tell of them much later.
+   * Throws if the API server has changed them.
+   */
   async annotate(annotations: Record<string, string | null>): Promise<void> {
-    await this.#client.json({
+    const node = await this.#client.json<ApiObject & NodeObject>({
       method: "PATCH",
       path: `${nodes}/${encodeURIComponent(this.#ownName)}`,
       contentType: "application/merge-patch+json",
       body: JSON.stringify({ metadata: { annotations } }),
     });
+    this.#setOwn(node);
+    const kept = node.metadata.annotations ?? {};
+    const differing = Object.keys(annotations).filter((name) => (kept[name] ?? null) !== annotations[name]);
+    if (differing.length > 0)
+      throw new Error(
+        `the API server takes ${differing.join(", ")} and does not keep it as it is: an admission webhook or policy changes annotations of Nodes; have it leave those of wigglenet/ alone`,
+      );
   }
 
-  #setOwn(node: NodeObject | undefined): void {
+  #setOwn(node: (ApiObject & NodeObject) | undefined): void {
     this.ownIsThere = node !== undefined;
+    this.#ownVersion = node?.metadata.resourceVersion ?? "";
     if (node === undefined) {
       this.#log.warn(
         { node: this.#ownName },
