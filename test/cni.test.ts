@@ -239,9 +239,11 @@ describe("a file of another plugin", () => {
     ["a single plugin", "10-calico.conf", () => conf("calico"), "calico"],
     ["JSON", "05-x.json", () => conf("x"), "x-net"],
     ["a hidden one", ".x.conflist", () => conflist({ type: "bridge" }), "bridge"],
+    ["an extension alone", ".conflist", () => conflist({ type: "bridge" }), "bridge"],
     // containerd then starts no pod at all.
     ["broken", "00-broken.conflist", () => "{", "cannot be used"],
     ["empty", "00-empty.conf", () => "", "cannot be used"],
+    ["with a byte order mark", "00-bom.conf", () => `\uFEFF${conf("bridge")}`, "cannot be used"],
     ["without plugins", "00-none.conflist", () => conflist(), "cannot be used"],
     ["a list in a file for one plugin", "00-list.conf", () => conflist({ type: "ptp" }), "cannot be used"],
     ["too large to be one", "00-large.conflist", () => " ".repeat(3_000_000), "cannot be used"],
@@ -260,13 +262,19 @@ describe("a file of another plugin", () => {
     await removed(name);
   });
 
-  test.each<[title: string, prepare: string, name: string]>([
+  test.each<[title: string, prepare: string, name: string, part?: string]>([
     ["a link that leads nowhere", `ln -s /nowhere ${folder}/00-link.conf`, "00-link.conf"],
     ["a link to a folder", `ln -s /tmp ${folder}/00-folder.conf`, "00-folder.conf"],
     ["a pipe", `mkfifo ${folder}/00-pipe.conflist`, "00-pipe.conflist"],
-  ])("that cannot be read: %s", async (_, prepare, name) => {
+    [
+      "what the agent may not read",
+      `ln -s /proc/sys/net/ipv4/route/flush ${folder}/00-denied.conf`,
+      "00-denied.conf",
+      "cannot be read by this agent",
+    ],
+  ])("that cannot be read: %s", async (_, prepare, name, part = "cannot be used") => {
     await node.$`/bin/sh -ec ${prepare}`;
-    await says(503, name, own, "cannot be used");
+    await says(503, name, own, part);
     await removed(name);
   });
 

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CniPlugin, cniList } from "../plan/cni.ts";
@@ -17,11 +17,28 @@ describe("files that come before ours", () => {
   const list = JSON.stringify({ name: "n", plugins: [{ type: "t" }] });
   const one = JSON.stringify({ name: "n", type: "t" });
   const good = { network: "n" };
+  const made = (name: string) => {
+    writeFileSync(at(name), "");
+    return at(name);
+  };
+  const inFolder = (content: object) => {
+    writeFileSync(at("05-x.conflist"), JSON.stringify(content));
+    mkdirSync(at("n"));
+    writeFileSync(at("n/1.conf"), '{ "type": "t" }');
+    writeFileSync(at("n/2.conflist"), "");
+  };
   test.each<[name: string, content: string | (() => void), found: object | undefined]>([
     ["10-containerd-net.conflist", list, good],
     ["10-wigglenet.conf", one, good],
     ["05-x.json", one, good],
     [".x.conf", one, good],
+    // In Go all from the last dot on is the extension, also where that is all of the name.
+    [".conflist", list, good],
+    [".conf", one, good],
+    ["..json", one, good],
+    ["05-x.conf.conflist", list, good],
+    ["05-x.CONFLIST", list, undefined],
+    ["05-x.conflist ", list, undefined],
     // By bytes, as Go sorts: a capital letter comes before a small one, and a digit after a hyphen.
     ["10-Z.conflist", list, good],
     ["100-crio-bridge.conflist", list, undefined],
@@ -41,7 +58,43 @@ describe("files that come before ours", () => {
     ["05-x.conflist", '{ "plugins": [] }', { broken: "it has no plugins" }],
     ["05-x.conflist", '{ "plugins": {} }', { broken: "it has no plugins" }],
     ["05-x.conflist", '{ "plugins": [null] }', { broken: "a plugin in it has no type" }],
+    ["05-x.conflist", `\uFEFF${list}`, { broken: expect.stringContaining("JSON") }],
+    ["05-x.conflist", `${list} x`, { broken: expect.stringContaining("JSON") }],
+    ["05-x.conflist", '{ "plugins": [{ "type": "t" }] }', { broken: "it has no name" }],
+    ["05-x.conflist", '{ "name": 5, "plugins": [{ "type": "t" }] }', { broken: "it has no name" }],
+    ["05-x.conf", '{ "type": "t" }', { network: "", plugins: [{ type: "t" }] }],
     ["05-x.conflist", " ".repeat(1_000_001), { broken: "it has more than 1 MB" }],
+    [
+      "05-x.conflist",
+      () => truncateSync(made("05-x.conflist"), 2 ** 42),
+      { broken: "it has more than 1 MB" },
+    ],
+    [
+      "05-x.conf",
+      () => symlinkSync("05-x.conf", at("05-x.conf")),
+      { broken: expect.stringMatching("ELOOP") },
+    ],
+    ["05-x.conf", () => symlinkSync("/dev/zero", at("05-x.conf")), { broken: "it is no file" }],
+    // What not even root may read.
+    [
+      "05-x.conf",
+      () => symlinkSync("/proc/sys/net/ipv4/route/flush", at("05-x.conf")),
+      { unreadable: expect.stringMatching("EACCES|EPERM") },
+    ],
+    // Since libcni 1.3 the plugins of a network may be in a folder of its name.
+    ["05-x.conflist", '{ "name": "n" }', { broken: "it has no plugins" }],
+    ["05-x.conflist", () => inFolder({ name: "n" }), { network: "n", plugins: [{ type: "t" }] }],
+    [
+      "05-x.conflist",
+      () => inFolder({ name: "n", plugins: [{ type: "s" }] }),
+      { network: "n", plugins: [{ type: "s" }, { type: "t" }] },
+    ],
+    [
+      "05-x.conflist",
+      () => inFolder({ name: "n", plugins: [{ type: "s" }], loadOnlyInlinedPlugins: true }),
+      { network: "n", plugins: [{ type: "s" }] },
+    ],
+    ["05-x.conflist", () => inFolder({ name: "../n" }), { broken: "it has no plugins" }],
     ["05-x.conf", () => symlinkSync("/nowhere", at("05-x.conf")), { broken: "/nowhere is not there" }],
     ["05-x.conf", () => symlinkSync("/tmp", at("05-x.conf")), { broken: "it is no file" }],
   ])("%s: %j", async (name, content, found) => {
@@ -49,6 +102,12 @@ describe("files that come before ours", () => {
     else content();
     const files = await observeEarlier(at("10-wigglenet.conflist"));
     expect(files).toEqual(found === undefined ? [] : [expect.objectContaining({ name, ...found })]);
+  });
+
+  test("a name that is not UTF-8", async () => {
+    writeFileSync(Buffer.concat([Buffer.from(at("05-")), Buffer.from([0xe9]), Buffer.from(".conf")]), one);
+    const files = await observeEarlier(at("10-wigglenet.conflist"));
+    expect(files).toEqual([{ name: "05-\ufffd.conf", network: "n", plugins: [expect.anything()] }]);
   });
 
   test("in the runtime's order", async () => {
@@ -93,6 +152,7 @@ describe("what they mean", () => {
     [[file("02-istio-cni.conflist", { ...ptp, mtu: 1 }, portmap)], "unready", "out of date"],
     [[broken], "unready", "it is no file"],
     [[multus, broken], "unready", "it is no file"],
+    [[{ ...file("05-x.conf"), unreadable: "EACCES" }], "unready", "cannot be read by this agent (EACCES)"],
   ])("%j: %p, %p", (files, severity, message) => {
     const finding = judgeEarlier("/etc/cni/net.d/10-wigglenet.conflist", own, files);
     expect(finding?.severity).toBe(severity);
@@ -117,6 +177,7 @@ test("changes are told, of what a runtime reads, also in a folder that is made a
   };
   await told(() => writeFileSync(join(net, "a.conf"), ""));
   await told(() => rmSync(join(net, "a.conf")));
+  await told(() => writeFileSync(join(net, ".conflist"), ""));
   await told(() => rmSync(net, { recursive: true }));
   mkdirSync(net);
   await told(() => undefined);
