@@ -333,6 +333,15 @@ describe("a file of another plugin", () => {
   });
 });
 
+test("a folder in the place of the file is named with the remedy, and the file is back once it is gone", async () => {
+  // The agent may be faster.
+  await node.$`until rm -f ${cniFile} && mkdir ${cniFile} 2> /dev/null; do :; done`;
+  await says(503, cniFile, "EISDIR", "remove the folder");
+  await node.$`rmdir ${cniFile}`;
+  await until("the file to be back", () => node.read(cniFile));
+  await says(200, "ok");
+});
+
 test("hostPorts that lose their rules are named, until their pods have new ones or are gone", async () => {
   const ports = (["tcp", "udp"] as const).map((protocol) => ({ hostPort: 8080, containerPort: 7, protocol }));
   await node.pod("plain");

@@ -72,14 +72,14 @@ describe("files that come before ours", () => {
     [
       "05-x.conf",
       () => symlinkSync("05-x.conf", at("05-x.conf")),
-      { broken: expect.stringMatching("ELOOP") },
+      { broken: expect.stringContaining("ELOOP") },
     ],
     ["05-x.conf", () => symlinkSync("/dev/zero", at("05-x.conf")), { broken: "it is no file" }],
     // What not even root may read.
     [
       "05-x.conf",
       () => symlinkSync("/proc/sys/net/ipv4/route/flush", at("05-x.conf")),
-      { unreadable: expect.stringMatching("EACCES|EPERM") },
+      { unreadable: "EACCES" },
     ],
     // Since libcni 1.3 the plugins of a network may be in a folder of its name.
     ["05-x.conflist", '{ "name": "n" }', { broken: "it has no plugins" }],

@@ -1,7 +1,7 @@
 /** The folder that the container runtime reads: whether it takes our CNI file or another's, and when that changes. */
 import { type FSWatcher, statSync, watch } from "node:fs";
-import { readdir, readFile, readlink, stat } from "node:fs/promises";
-import { basename, dirname, extname, join } from "node:path";
+import { lstat, readdir, readFile, readlink, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { type CniList, type CniPlugin, isGated } from "../plan/cni.ts";
 import type { Finding, Findings } from "../report/findings.ts";
 import type { Resource } from "./resource.ts";
@@ -14,6 +14,8 @@ export interface EarlierCniFile {
   plugins: CniPlugin[];
   /** Why no runtime can use it; containerd then starts no pod at all. */
   broken?: string;
+  /** Why this agent cannot tell what is in it. */
+  unreadable?: string;
 }
 
 /** What libcni takes for configuration: a list of plugins in the second, one plugin in the others. */
@@ -21,47 +23,88 @@ const extensions = [".conf", ".conflist", ".json"];
 /** Bytes. Nothing that size is a CNI file. */
 const largest = 1_000_000;
 
+/** As Go has it: all from the last dot on, also where that is the whole name. */
+function isCniFile(name: string): boolean {
+  return extensions.includes(name.slice(name.lastIndexOf(".")));
+}
+
 /** The files that come before ours, in the runtime's order: that of the bytes of their names. */
 export async function observeEarlier(path: string): Promise<EarlierCniFile[]> {
   const [folder, own] = [dirname(path), Buffer.from(basename(path))];
-  const entries = await readdir(folder, { withFileTypes: true }).catch((error: NodeJS.ErrnoException) => {
+  const entries = await readdir(folder, { encoding: "buffer" }).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return [];
     throw new Error(`CNI folder ${folder} cannot be read: ${error.message}`);
   });
   const names = entries
-    .filter((entry) => !entry.isDirectory() && extensions.includes(extname(entry.name)))
-    .map(({ name }) => Buffer.from(name))
-    .filter((name) => name.compare(own) < 0)
+    .filter((name) => isCniFile(name.toString("latin1")) && name.compare(own) < 0)
     .sort(Buffer.compare);
-  const files = await Promise.all(names.map((name) => readEarlier(folder, name.toString())));
+  const files = await Promise.all(names.map((name) => readEarlier(folder, name)));
   return files.flatMap((file) => file ?? []);
 }
 
-/** @returns undefined if it has gone meanwhile */
-async function readEarlier(folder: string, name: string): Promise<EarlierCniFile | undefined> {
-  const path = join(folder, name);
+/** @returns undefined if it is a folder, or has gone meanwhile */
+async function readEarlier(folder: string, bytes: Buffer): Promise<EarlierCniFile | undefined> {
+  const path = Buffer.concat([Buffer.from(`${folder}/`), bytes]);
+  const name = bytes.toString();
   try {
-    const found = await stat(path);
-    // A pipe would have us wait for whoever writes into it.
-    if (!found.isFile()) throw new Error("it is no file");
-    if (found.size > largest) throw new Error(`it has more than ${largest / 1e6} MB`);
-    return { name, ...parse(await readFile(path, "utf8"), extname(name) === ".conflist") };
+    if ((await lstat(path)).isDirectory()) return undefined;
+    const content = await readSmall(path);
+    return { name, ...(name.endsWith(".conflist") ? await parseList(content, folder) : parseOne(content)) };
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
+    const nothing = { name, network: "", plugins: [] };
+    // The runtime is root with all rights; the agent need not have them.
+    if (code === "EACCES" || code === "EPERM") return { ...nothing, unreadable: code };
     const dangling = code === "ENOENT" && (await readlink(path).catch(() => undefined));
     if (code === "ENOENT" && !dangling) return undefined;
-    return { name, network: "", plugins: [], broken: dangling ? `${dangling} is not there` : message };
+    return { ...nothing, broken: dangling ? `${dangling} is not there` : message };
   }
 }
 
-function parse(content: string, isList: boolean): { network: string; plugins: CniPlugin[] } {
-  const config = JSON.parse(content) as Partial<CniList & CniPlugin> | null;
-  if (typeof config !== "object" || config === null) throw new Error("it holds no object");
-  const plugins = isList ? config.plugins : [config as CniPlugin];
-  if (!Array.isArray(plugins) || plugins.length === 0) throw new Error("it has no plugins");
+async function readSmall(path: string | Buffer): Promise<string> {
+  const found = await stat(path);
+  // A pipe would have us wait for whoever writes into it.
+  if (!found.isFile()) throw new Error("it is no file");
+  if (found.size > largest) throw new Error(`it has more than ${largest / 1e6} MB`);
+  return await readFile(path, "utf8");
+}
+
+type Network = Pick<EarlierCniFile, "network" | "plugins">;
+
+function parseOne(content: string): Network {
+  const plugin = parseObject(content) as CniPlugin;
+  return { network: String(plugin.name ?? ""), plugins: typed([plugin]) };
+}
+
+async function parseList(content: string, folder: string): Promise<Network> {
+  const { name, plugins, loadOnlyInlinedPlugins } = parseObject(content);
+  if (plugins !== undefined && (!Array.isArray(plugins) || plugins.length === 0))
+    throw new Error("it has no plugins");
+  const inlined = typed(plugins ?? []);
+  if (typeof name !== "string") throw new Error("it has no name");
+  const more = [true, "true"].includes(loadOnlyInlinedPlugins as boolean) ? [] : await inFolder(folder, name);
+  if (inlined.length + more.length === 0) throw new Error("it has no plugins");
+  return { network: name, plugins: [...inlined, ...more] };
+}
+
+/** Runtimes with libcni 1.3 or later append what is in a folder of the network's name. */
+async function inFolder(folder: string, network: string): Promise<CniPlugin[]> {
+  const names = network.includes("/") ? [] : await readdir(join(folder, network)).catch(() => []);
+  const found = names.filter((name) => name.endsWith(".conf")).sort();
+  const contents = found.map((name) => readSmall(join(folder, network, name)));
+  return (await Promise.all(contents)).flatMap((content) => parseOne(content).plugins);
+}
+
+function parseObject(content: string): Record<string, unknown> {
+  const parsed: unknown = JSON.parse(content);
+  if (typeof parsed !== "object" || parsed === null) throw new Error("it holds no object");
+  return parsed as Record<string, unknown>;
+}
+
+function typed(plugins: CniPlugin[]): CniPlugin[] {
   if (!plugins.every((plugin) => typeof plugin?.type === "string" && plugin.type !== ""))
     throw new Error("a plugin in it has no type");
-  return { network: String(config.name ?? ""), plugins };
+  return plugins;
 }
 
 /** Multus calls the plugins of another file, by default of the first after its own. Its thick kind is the second. */
@@ -83,6 +126,11 @@ export function judgeEarlier(
       return {
         severity: "unready",
         message: `${before} and cannot be used (${file.broken}): the container runtime may start no pod. Repair or remove it`,
+      };
+    if (file.unreadable !== undefined)
+      return {
+        severity: "unready",
+        message: `${before} and cannot be read by this agent (${file.unreadable}): if the container runtime can, new pods are in another network. Remove it, or make it root's with mode 0644`,
       };
     if (own.plugins.every((wanted) => file.plugins.some((plugin) => Bun.deepEquals(plugin, wanted))))
       return {
@@ -143,22 +191,24 @@ export function watchCniFolder(path: string, changed: () => void, signal: AbortS
   const folder = dirname(path);
   let watcher: FSWatcher | undefined;
   /** Null before the first look. */
-  let watched: number | undefined | null = null;
+  let watched: string | undefined | null = null;
   const look = () => {
-    const inode = statSync(folder, { throwIfNoEntry: false })?.ino;
-    if (inode === watched) return;
+    // One that is made anew at once may have the number of the one before.
+    const found = statSync(folder, { throwIfNoEntry: false, bigint: true });
+    const identity = found && `${found.ino} ${found.birthtimeNs}`;
+    if (identity === watched) return;
     watcher?.close();
     watcher = undefined;
     try {
-      if (inode !== undefined) watcher = watch(folder, told).on("error", () => undefined);
+      if (identity !== undefined) watcher = watch(folder, told).on("error", () => undefined);
     } catch {
       // As long as this folder is there it would fail again.
     }
     if (watched !== null) changed();
-    watched = inode;
+    watched = identity;
   };
   const told = (_: string, name: string | null) => {
-    if (name === null || extensions.includes(extname(name))) changed();
+    if (name === null || isCniFile(name)) changed();
   };
   look();
   const timer = setInterval(look, lookAgain);

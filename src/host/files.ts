@@ -56,6 +56,7 @@ export async function readIfThere(path: string): Promise<string | undefined> {
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === "ENOENT" || code === "ENOTDIR") return undefined;
-    throw new Error(`${path} cannot be read: ${message}`);
+    const remedy = code === "EISDIR" ? ": remove the folder" : "";
+    throw new Error(`${path} cannot be read: ${message}${remedy}`);
   }
 }
