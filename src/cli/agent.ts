@@ -6,6 +6,7 @@ import { perform } from "../host/command.ts";
 import { FirewallWatch } from "../host/events/firewallwatch.ts";
 import { ipMonitor, monitor } from "../host/events/monitor.ts";
 import { Sockets } from "../host/events/sockets.ts";
+import { nodeReader } from "../host/executor.ts";
 import { ensurePrivateKey } from "../host/files.ts";
 import { createLink } from "../host/link.ts";
 import { acquireLock } from "../host/lock.ts";
@@ -37,6 +38,7 @@ export async function runAgent(options: AgentOptions): Promise<never> {
     setup,
     { publicKey: key?.publicKey ?? null, newKey: key?.created ?? false },
     (nodes) => ({
+      ...nodeReader,
       paper: false,
       perform: (steps) => firewall.excluding(() => perform(steps)),
       createLink: (name, mode) => createLink(name, mode, log),

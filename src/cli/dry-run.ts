@@ -2,9 +2,9 @@
 
 import { followApiServers } from "../cluster/apiservers.ts";
 import { printStep } from "../host/command.ts";
+import { type Executor, nodeReader, type Reader } from "../host/executor.ts";
 import { observePublicKey } from "../host/files.ts";
 import { createKernelLink } from "../host/link.ts";
-import type { Executor } from "../host/resource.ts";
 import { noObserver } from "../reconcile/observer.ts";
 import { type AgentOptions, assemble, hasTunnel, setUp } from "./setup.ts";
 
@@ -13,10 +13,12 @@ const publicKeyToCome = "<public key>";
 
 /** Prints what it is given to carry out, as one could paste it into a shell. */
 export function paperExecutor(
+  reader: Reader,
   { nodeName, privateKeyPath }: { nodeName: string; privateKeyPath: string },
   print: (text: string) => void,
 ): Executor {
   return {
+    ...reader,
     paper: true,
     perform: async (steps) => {
       for (const step of steps) print(printStep(step));
@@ -47,7 +49,7 @@ export async function dryRun(options: AgentOptions): Promise<void> {
   const { reconciler, nodes } = assemble(
     setup,
     { publicKey, newKey: publicKey === publicKeyToCome },
-    () => paperExecutor(config, print),
+    () => paperExecutor(nodeReader, config, print),
     noObserver,
     () => undefined,
   );

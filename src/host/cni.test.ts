@@ -6,6 +6,7 @@ import { cniList, gatePath } from "../plan/cni.ts";
 import { podRange } from "../plan/podcidr/ranges.ts";
 import { chainedBy, diffCni, type ObservedCni, observeCni } from "./cni.ts";
 import type { Step } from "./command.ts";
+import { nodeReader } from "./executor.ts";
 
 const path = "/etc/cni/net.d/10-wigglenet.conflist";
 /** Where version 1.0.0 had the content. */
@@ -95,10 +96,10 @@ describe("observed", () => {
     ],
   ])("%s", async (_, prepare, target, content) => {
     prepare();
-    expect(await observeCni(at("cni"))).toMatchObject({ target, content });
+    expect(await observeCni(nodeReader, at("cni"))).toMatchObject({ target, content });
   });
 
   test("a folder in its place is an error that names it", async () => {
-    await expect(observeCni(folder)).rejects.toThrow(`${folder} cannot be read: EISDIR`);
+    await expect(observeCni(nodeReader, folder)).rejects.toThrow(`${folder} cannot be read: EISDIR`);
   });
 });

@@ -1,11 +1,9 @@
 /** The CNI file, which the container runtime reads, and the gate that pods wait at until the agent is in sync. */
-import { existsSync } from "node:fs";
-import { readlink } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { type CniList, gatePath, isGated, mergeCniList, parseCniList } from "../plan/cni.ts";
 import { type Step, whyNot } from "./command.ts";
-import { readIfThere } from "./files.ts";
-import type { Perform, Resource } from "./resource.ts";
+import type { Perform, Reader } from "./executor.ts";
+import type { Resource } from "./resource.ts";
 
 export interface ObservedCni {
   /** Where it is a symbolic link: what that names. */
@@ -23,13 +21,14 @@ function stalePath(path: string): string {
 }
 
 /** @param path of the CNI file */
-export async function observeCni(path: string): Promise<ObservedCni> {
-  const [target, content, gate] = await Promise.all([
-    readlink(path).catch(() => undefined),
-    readIfThere(path),
-    readIfThere(gatePath),
+export async function observeCni(reader: Reader, path: string): Promise<ObservedCni> {
+  const [target, content, gate, stale] = await Promise.all([
+    reader.readLink(path),
+    reader.readFile(path),
+    reader.readFile(gatePath),
+    reader.readFile(stalePath(path)),
   ]);
-  return { target, content, gate, stale: existsSync(stalePath(path)) };
+  return { target, content, gate, stale: stale !== undefined };
 }
 
 /**
@@ -72,12 +71,13 @@ export function chainedBy(desired: CniList, observed: ObservedCni): string[] {
  * @param mayStart whether pods may; a gate that is open stays open
  */
 export async function applyCni(
+  reader: Reader,
   path: string,
   desired: CniList,
   mayStart: boolean,
   perform: (steps: Step[], details: object) => Promise<void>,
 ): Promise<void> {
-  const observed = await observeCni(path);
+  const observed = await observeCni(reader, path);
   const chained = chainedBy(desired, observed);
   try {
     const steps = diffCni(path, desired, observed).filter(
@@ -97,12 +97,14 @@ interface DesiredCni {
 }
 
 export class CniFile implements Resource<DesiredCni> {
+  readonly #reader: Reader;
   readonly #path: string;
   readonly #mayStart: () => boolean;
   readonly #perform: Perform;
 
   /** @param mayStart whether pods may start */
-  constructor(path: string, mayStart: () => boolean, perform: Perform) {
+  constructor(reader: Reader, path: string, mayStart: () => boolean, perform: Perform) {
+    this.#reader = reader;
     this.#path = path;
     this.#mayStart = mayStart;
     this.#perform = perform;
@@ -114,12 +116,12 @@ export class CniFile implements Resource<DesiredCni> {
   async add({ cni }: DesiredCni): Promise<void> {
     if (cni === undefined) return;
     const perform = (steps: Step[], details: object) => this.#perform("CNI file", steps, details);
-    await applyCni(this.#path, cni, this.#mayStart(), perform);
+    await applyCni(this.#reader, this.#path, cni, this.#mayStart(), perform);
   }
 
   /** Of an earlier configuration, in which this plugin connected the node's pods. */
   async remove(): Promise<void> {
-    const steps = diffCni(this.#path, undefined, await observeCni(this.#path));
+    const steps = diffCni(this.#path, undefined, await observeCni(this.#reader, this.#path));
     await this.#perform("CNI file removed", steps);
   }
 }

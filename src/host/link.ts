@@ -3,7 +3,8 @@ import { existsSync } from "node:fs";
 import type { Logger } from "pino";
 import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { NodeLink } from "../plan/own.ts";
-import { $, batch, type Command, CommandError, command, execute } from "./command.ts";
+import { batch, type Command, CommandError, command, execute } from "./command.ts";
+import type { Reader } from "./executor.ts";
 import { parseObjects } from "./iproute.ts";
 import { Kept, type Reason, type Resource } from "./resource.ts";
 
@@ -27,7 +28,7 @@ interface IpLink {
 }
 
 /** All links of the node. */
-export async function observeLinks(): Promise<Link[]> {
+export async function observeLinks({ $ }: Reader): Promise<Link[]> {
   return parseLinks(await $`ip -j -d address show`);
 }
 
@@ -163,7 +164,11 @@ export function createKernelLink(name: string): Command {
 
 /** All links of the node, with their addresses. */
 export class Links implements Resource<unknown> {
-  readonly #links = new Kept(observeLinks);
+  readonly #links: Kept<Link[]>;
+
+  constructor(reader: Reader) {
+    this.#links = new Kept(() => observeLinks(reader));
+  }
 
   invalidate(reason: Reason): void {
     if (reason !== "firewall") this.#links.forget();

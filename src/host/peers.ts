@@ -4,7 +4,8 @@ import { compareAddresses } from "../net/address.ts";
 import type { Peer } from "../plan/desired.ts";
 import { unknownNode } from "../plan/retained.ts";
 import type { Command } from "./command.ts";
-import type { Perform, Reason, Resource } from "./resource.ts";
+import type { Perform } from "./executor.ts";
+import type { Reason, Resource } from "./resource.ts";
 import {
   allowedIpOwners,
   type DesiredTunnel,

@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { families } from "../net/address.ts";
 import { diffCni, observeCni } from "./cni.ts";
 import { command, type Step } from "./command.ts";
+import { nodeReader } from "./executor.ts";
 import { observeFirewall, removeFirewall } from "./firewall/firewall.ts";
 import { observeLinks } from "./link.ts";
 import { diffRoutes, observeRoutes } from "./routes.ts";
@@ -14,9 +15,9 @@ import { diffRoutes, observeRoutes } from "./routes.ts";
 export async function removal(of: { link: string; cniConfigPath: string; files: string[] }): Promise<Step[]> {
   const present = families.filter((family) => existsSync(`/proc/sys/net/${family}`));
   const [cni, links, routes, firewall] = await Promise.all([
-    observeCni(of.cniConfigPath),
-    observeLinks(),
-    observeRoutes(of.link, present),
+    observeCni(nodeReader, of.cniConfigPath),
+    observeLinks(nodeReader),
+    observeRoutes(nodeReader, of.link, present),
     observeFirewall("nftables"),
   ]);
   const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));

@@ -3,9 +3,6 @@
  * there, keeps that until something may have changed it, and adds and removes. The order of all of them is in
  * `src/reconcile/phases.ts`.
  */
-import type { Config } from "../config/config.ts";
-import type { Step } from "./command.ts";
-
 /**
  * Why what is known of the node may not hold any more.
  * - `links`: links or their addresses changed.
@@ -65,19 +62,3 @@ export class Kept<T> {
     this.#value = settled;
   }
 }
-
-/** What acts on the world: for real, or on paper (`--dry-run`). */
-export interface Executor {
-  perform(steps: readonly Step[]): Promise<void>;
-  createLink(name: string, mode: Config["wireguard"]): Promise<void>;
-  annotate(annotations: Record<string, string | null>): Promise<void>;
-  /** On paper a link that was created is not there to be seen. */
-  readonly paper: boolean;
-}
-
-/**
- * Carries out one resource's steps, if there are any, and has them logged and counted.
- * @param what they do, as the log and the metrics name it
- * @param details for the log
- */
-export type Perform = (what: string, steps: readonly Step[], details?: object) => Promise<void>;

@@ -17,9 +17,10 @@ import {
   type Table,
   unreachableMetric,
 } from "../plan/overlay/routes.ts";
-import { $, batch, type Command, CommandError } from "./command.ts";
+import { batch, type Command, CommandError } from "./command.ts";
+import type { Perform, Reader } from "./executor.ts";
 import { parseObjects } from "./iproute.ts";
-import { Kept, type Perform, type Reason, type Resource } from "./resource.ts";
+import { Kept, type Reason, type Resource } from "./resource.ts";
 import {
   addedRules,
   diffRules,
@@ -55,14 +56,19 @@ interface IpRoute {
  * What the kernel has of ours; it filters, so that others' routes cost nothing, however many they are.
  * @param present families that the kernel has
  */
-export async function observeRoutes(link: string, present: readonly Family[]): Promise<ObservedRoutes> {
+export async function observeRoutes(
+  reader: Reader,
+  link: string,
+  present: readonly Family[],
+): Promise<ObservedRoutes> {
+  const { $ } = reader;
   const each = await Promise.all(
     present.map(async (family): Promise<ObservedRoutes> => {
       const flag = familyFlag[family];
       const [ours, onLink, rules] = await Promise.all([
         $`ip ${flag} -j -N -d route show table all proto ${protocol}`,
         $`ip ${flag} -j -N -d route show table main dev ${link}`.catch(withoutLink),
-        observeRules(family),
+        observeRules(reader, family),
       ]);
       return { ...parseRoutes(link, family, ours, onLink), rules };
     }),
@@ -279,9 +285,9 @@ export class Routes implements Resource<DesiredRoutes> {
   readonly #routes: Kept<ObservedRoutes>;
 
   /** @param means `families` that the kernel has */
-  constructor(means: { link: string; families: readonly Family[]; perform: Perform }) {
+  constructor(means: { reader: Reader; link: string; families: readonly Family[]; perform: Perform }) {
     this.#means = means;
-    this.#routes = new Kept(() => observeRoutes(means.link, means.families));
+    this.#routes = new Kept(() => observeRoutes(means.reader, means.link, means.families));
   }
 
   invalidate(reason: Reason): void {

@@ -1,7 +1,8 @@
 /** Policy rules: which are ours, and which of others are ahead of ours. */
 import { type Family, hostPrefix } from "../net/address.ts";
 import { type Rule, ruleKey } from "../plan/overlay/routes.ts";
-import { $, batch, type Command } from "./command.ts";
+import { batch, type Command } from "./command.ts";
+import type { Reader } from "./executor.ts";
 import { parseObjects } from "./iproute.ts";
 
 /** Of routes (rt_protos) and rules that are ours. */
@@ -56,7 +57,7 @@ interface IpRule {
 
 export const familyFlag: Record<Family, string> = { ipv4: "-4", ipv6: "-6" };
 
-export async function observeRules(family: Family): Promise<ObservedRule[]> {
+export async function observeRules({ $ }: Reader, family: Family): Promise<ObservedRule[]> {
   return parseRules(family, await $`ip ${familyFlag[family]} -j -N -d rule show`);
 }
 

@@ -6,6 +6,7 @@ import pino from "pino";
 import type { Family } from "../net/address.ts";
 import { Findings } from "../report/findings.ts";
 import { perform } from "./command.ts";
+import { nodeReader } from "./executor.ts";
 import { applyForwarding, applySysctls, diffSysctls } from "./sysctls.ts";
 
 let folder: string;
@@ -29,7 +30,7 @@ const refused = () => Promise.reject(Object.assign(new Error("EROFS: read-only")
 describe("of links", () => {
   const rp = "ipv4/conf/wigglenet/rp_filter";
   const dad = "ipv6/conf/default/accept_dad";
-  type Options = Parameters<typeof diffSysctls>[1];
+  type Options = Parameters<typeof diffSysctls>[2];
   const usual: Options = { skipDad: true, link: "wigglenet" };
   test.each<
     [title: string, present: Record<string, string>, options: Options, written: Record<string, string>]
@@ -44,7 +45,7 @@ describe("of links", () => {
     ["no link yet, on paper", { [dad]: "0\n" }, { ...usual, linkToCome: true }, { [rp]: "2" }],
   ])("%s", async (_, present, options, written) => {
     for (const [name, value] of Object.entries(present)) put(name, value);
-    expect(await diffSysctls(folder, options)).toEqual(
+    expect(await diffSysctls(nodeReader, folder, options)).toEqual(
       Object.entries(written).map(([name, value]) => ({ kind: "sysctl", path: at(name), value })),
     );
   });
@@ -69,10 +70,10 @@ test.each<[present: Record<string, string>, severity: "warning" | "unready", say
 ])("%j that cannot be written: %p, %j", async (present, severity, says) => {
   for (const [name, value] of Object.entries(present)) put(name, value);
   const options = { skipDad: true, link: "wigglenet" };
-  await applySysctls(folder, options, findings, refused);
+  await applySysctls(nodeReader, folder, options, findings, refused);
   const [line = ""] = findings.lines(severity);
   for (const part of says) expect(line).toContain(part);
-  await applySysctls(folder, options, findings, perform);
+  await applySysctls(nodeReader, folder, options, findings, perform);
   expect([findings.lines("warning"), findings.lines("unready")]).toEqual([[], []]);
 });
 
@@ -100,11 +101,11 @@ describe("forwarding", () => {
   ])("%s: %j, pods of %j: %j are written", async (_, present, podFamilies, written) => {
     for (const [name, value] of Object.entries(present)) put(name, `${value}\n`);
     const families = new Set(podFamilies);
-    await applyForwarding(folder, families, names, findings, refused);
+    await applyForwarding(nodeReader, folder, families, names, findings, refused);
     const lines = findings.lines("unready");
     expect(lines).toHaveLength(Math.min(written.length, 1));
     for (const name of written) expect(lines[0]).toContain(`net.${name.replaceAll("/", ".")}`);
-    await applyForwarding(folder, families, names, findings, perform);
+    await applyForwarding(nodeReader, folder, families, names, findings, perform);
     expect(findings.lines("unready")).toEqual([]);
     const changed = Object.keys(present).filter((name) => readFileSync(at(name), "utf8") === "1");
     expect(changed).toEqual(written);

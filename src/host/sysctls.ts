@@ -2,10 +2,10 @@
 import { join } from "node:path";
 import type { Family } from "../net/address.ts";
 import type { Findings } from "../report/findings.ts";
-import { $, type Step, whyNot } from "./command.ts";
-import { readIfThere } from "./files.ts";
+import { type Step, whyNot } from "./command.ts";
+import type { Executor, Perform as PerformAll, Reader } from "./executor.ts";
 import { parseObjects } from "./iproute.ts";
-import type { Executor, Perform as PerformAll, Resource } from "./resource.ts";
+import type { Resource } from "./resource.ts";
 
 export type SysctlStep = Extract<Step, { kind: "sysctl" }>;
 type Perform = (steps: Step[]) => Promise<unknown>;
@@ -23,6 +23,7 @@ function dotted(name: string): string {
  * detection. With `linkToCome` the link may be one that is not there yet, as on paper.
  */
 export async function diffSysctls(
+  reader: Reader,
   root: string,
   { skipDad, link, linkToCome = false }: { skipDad: boolean; link?: string; linkToCome?: boolean },
 ): Promise<SysctlStep[]> {
@@ -34,7 +35,7 @@ export async function diffSysctls(
   const steps: SysctlStep[] = [];
   for (const { name, value, toCome = false } of wanted) {
     const path = join(root, name);
-    const present = (await readIfThere(path))?.trim();
+    const present = (await reader.readFile(path))?.trim();
     if (present === undefined ? toCome : present !== value) steps.push({ kind: "sysctl", path, value });
   }
   return steps;
@@ -42,14 +43,15 @@ export async function diffSysctls(
 
 /** Writes them. The network works without, by and large: one that cannot be written is a finding. */
 export async function applySysctls(
+  reader: Reader,
   root: string,
-  options: Parameters<typeof diffSysctls>[1],
+  options: Parameters<typeof diffSysctls>[2],
   findings: Findings,
   perform: Perform,
 ): Promise<void> {
   const lacking: string[] = [];
   let reason = "";
-  for (const step of await diffSysctls(root, options)) {
+  for (const step of await diffSysctls(reader, root, options)) {
     try {
       await perform([step]);
     } catch (error) {
@@ -59,7 +61,7 @@ export async function applySysctls(
   }
   const { link = "" } = options;
   const values = await Promise.all(
-    ["all", link].map((each) => readIfThere(join(root, `ipv4/conf/${each}/rp_filter`))),
+    ["all", link].map((each) => reader.readFile(join(root, `ipv4/conf/${each}/rp_filter`))),
   );
   // The larger of the two is in force; 1 drops what comes by the tunnel from a NodePort of another node.
   const strict = link !== "" && Math.max(...values.map((value) => Number(value ?? 0))) === 1;
@@ -87,14 +89,14 @@ function forwardingOf(family: Family, links: readonly string[]): string[] {
  * Links whose IPv6 default route came by a router advertisement, which the kernel takes away, and heeds no more, once it
  * forwards IPv6. `accept_ra=2` keeps both.
  */
-async function advertisedUplinks(root: string): Promise<string[]> {
+async function advertisedUplinks(reader: Reader, root: string): Promise<string[]> {
   // 9 is the kernel's, whatever its name is here.
-  const shown = await $`ip -6 -j route show default proto 9`;
+  const shown = await reader.$`ip -6 -j route show default proto 9`;
   const routes = parseObjects<{ dev?: string; nexthops?: { dev?: string }[] }>(shown);
   const ways = routes.flatMap((route) => [route, ...(route.nexthops ?? [])]);
   const links = [...new Set(ways.flatMap(({ dev }) => dev ?? []))];
   const accepted = await Promise.all(
-    links.map((link) => readIfThere(join(root, `ipv6/conf/${link}/accept_ra`))),
+    links.map((link) => reader.readFile(join(root, `ipv6/conf/${link}/accept_ra`))),
   );
   return links.filter((_, index) => accepted[index]?.trim() === "1");
 }
@@ -105,6 +107,7 @@ async function advertisedUplinks(root: string): Promise<string[]> {
  * @param links that pods' packets come by
  */
 export async function applyForwarding(
+  reader: Reader,
   root: string,
   podFamilies: ReadonlySet<Family>,
   links: readonly string[],
@@ -116,8 +119,8 @@ export async function applyForwarding(
   for (const family of podFamilies)
     for (const name of forwardingOf(family, links)) {
       const path = join(root, name);
-      if ((await readIfThere(path))?.trim() !== "0") continue;
-      const uplinks = family === "ipv6" ? await advertisedUplinks(root) : [];
+      if ((await reader.readFile(path))?.trim() !== "0") continue;
+      const uplinks = family === "ipv6" ? await advertisedUplinks(reader, root) : [];
       if (uplinks.length > 0) {
         off.push(dotted(name));
         const remedy = uplinks.map((uplink) => `net.ipv6.conf.${uplink}.accept_ra=2`).join(", ");
@@ -142,15 +145,16 @@ export async function applyForwarding(
 interface Means {
   /** Where the host's /proc/sys/net is. */
   root: string;
+  executor: Executor;
   findings: Findings;
   perform: PerformAll;
 }
 
 /** Sysctls of the tunnel's link, and of links to come. */
 export class Sysctls implements Resource<{ link: unknown }> {
-  readonly #means: Means & { link: string; skipDad: boolean; executor: Executor };
+  readonly #means: Means & { link: string; skipDad: boolean };
 
-  constructor(means: Means & { link: string; skipDad: boolean; executor: Executor }) {
+  constructor(means: Means & { link: string; skipDad: boolean }) {
     this.#means = means;
   }
 
@@ -160,7 +164,7 @@ export class Sysctls implements Resource<{ link: unknown }> {
   async add(desired: { link: unknown }): Promise<void> {
     const { root, link, skipDad, executor, findings, perform } = this.#means;
     const options = desired.link ? { skipDad, link, linkToCome: executor.paper } : { skipDad };
-    await applySysctls(root, options, findings, (steps) => perform("sysctls", steps));
+    await applySysctls(executor, root, options, findings, (steps) => perform("sysctls", steps));
   }
 }
 
@@ -182,7 +186,9 @@ export class Forwarding implements Resource<DesiredForwarding> {
   invalidate(): void {}
 
   async add({ podFamilies, forwarding }: DesiredForwarding): Promise<void> {
-    const { root, findings, perform } = this.#means;
-    await applyForwarding(root, podFamilies, forwarding, findings, (steps) => perform("forwarding", steps));
+    const { root, executor, findings, perform } = this.#means;
+    await applyForwarding(executor, root, podFamilies, forwarding, findings, (steps) =>
+      perform("forwarding", steps),
+    );
   }
 }

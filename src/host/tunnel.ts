@@ -1,8 +1,9 @@
 /** The tunnel's own link: made, set up, and removed. What WireGuard has in it is in wireguard.ts. */
 import { command } from "./command.ts";
+import type { Executor, Perform } from "./executor.ts";
 import { diffLink, type Links, unfit, type WireGuardMode } from "./link.ts";
 import { diffPeers } from "./peers.ts";
-import type { Executor, Perform, Resource } from "./resource.ts";
+import type { Resource } from "./resource.ts";
 import { observeTunnel } from "./wireguard.ts";
 
 /** What a desired state says of it; undefined: there should be none. */
@@ -43,13 +44,13 @@ export class TunnelLink implements Resource<DesiredLink> {
 
   /** Of an earlier configuration with a tunnel. */
   async remove({ link }: DesiredLink): Promise<void> {
-    const { name, links, perform, changed } = this.#means;
+    const { name, links, executor, perform, changed } = this.#means;
     const present = link === undefined ? await links.find(name) : undefined;
     if (present?.kind === "wireguard") await perform("link removed", [command`ip link delete dev ${name}`]);
     // One that a wireguard-go serves, which may be a service of the node, stays with that: empty.
     else if (present?.kind === "tun" && present.addresses.some((entry) => entry.global))
       await perform("link emptied", [
-        ...diffPeers(name, [], await observeTunnel(name), new Map(), 0).remove,
+        ...diffPeers(name, [], await observeTunnel(executor, name), new Map(), 0).remove,
         ...diffLink(name, { mtu: present.mtu, addresses: [] }, present),
       ]);
     else return;

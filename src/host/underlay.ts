@@ -2,7 +2,8 @@
 import { compareAddresses, type Family, familyOf, parseAddress, parsePrefix } from "../net/address.ts";
 import type { Underlay as Neighbourhood } from "../net/lookup.ts";
 import { peerEndpoints, type UnderlayInput, underlayMtu } from "../plan/identity.ts";
-import { CommandError, eachLine } from "./command.ts";
+import { CommandError } from "./command.ts";
+import type { Reader } from "./executor.ts";
 import type { Reason, Resource } from "./resource.ts";
 import { familyFlag, protocol } from "./rules.ts";
 
@@ -17,6 +18,7 @@ export interface UnderlayRoutes extends Neighbourhood {
 }
 
 export class Underlay implements Resource<unknown> {
+  readonly #reader: Reader;
   readonly #link: string;
   readonly #families: readonly Family[];
   #main: UnderlayRoutes | undefined;
@@ -28,7 +30,8 @@ export class Underlay implements Resource<unknown> {
    * @param link of the tunnel
    * @param families that the kernel has
    */
-  constructor(link: string, families: readonly Family[]) {
+  constructor(reader: Reader, link: string, families: readonly Family[]) {
+    this.#reader = reader;
     this.#link = link;
     this.#families = families;
   }
@@ -52,10 +55,13 @@ export class Underlay implements Resource<unknown> {
     this.#routes = 0;
     this.#readAt = performance.now();
     for (const family of this.#families)
-      await eachLine(["ip", familyFlag[family], "-N", "-o", "route", "show", "table", "main"], (line) => {
-        this.#routes++;
-        reader.read(line);
-      });
+      await this.#reader.eachLine(
+        ["ip", familyFlag[family], "-N", "-o", "route", "show", "table", "main"],
+        (line) => {
+          this.#routes++;
+          reader.read(line);
+        },
+      );
     this.#main = reader.result();
     return this.#main;
   }
@@ -74,18 +80,20 @@ export class Underlay implements Resource<unknown> {
     );
     if (unknown.length === 0) return this.#links;
     const stdin = `${unknown.map((address) => `route get ${address}`).join("\n")}\n`;
-    await eachLine(
-      ["ip", "-N", "-o", "-force", "-batch", "-"],
-      (line) => {
-        const address = parseAddress(line.split(" ", 1)[0] ?? "");
-        if (address !== undefined) this.#links.set(address, linksIn(line)[0]);
-      },
-      stdin,
-    ).catch((error: unknown) => {
-      // It has told of all but those that the kernel has no way to, for one reason or another: no route, a blackhole, a prohibition.
-      // What other nodes call their addresses must not stop this one.
-      if (!(error instanceof CommandError && error.stderr.includes("Command failed -:"))) throw error;
-    });
+    await this.#reader
+      .eachLine(
+        ["ip", "-N", "-o", "-force", "-batch", "-"],
+        (line) => {
+          const address = parseAddress(line.split(" ", 1)[0] ?? "");
+          if (address !== undefined) this.#links.set(address, linksIn(line)[0]);
+        },
+        stdin,
+      )
+      .catch((error: unknown) => {
+        // It has told of all but those that the kernel has no way to, for one reason or another: no route, a blackhole, a prohibition.
+        // What other nodes call their addresses must not stop this one.
+        if (!(error instanceof CommandError && error.stderr.includes("Command failed -:"))) throw error;
+      });
     for (const address of unknown) if (!this.#links.has(address)) this.#links.set(address, undefined);
     return this.#links;
   }

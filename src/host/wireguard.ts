@@ -2,9 +2,10 @@
 import { compareAddresses, parseAddress } from "../net/address.ts";
 import type { Peer } from "../plan/desired.ts";
 import type { Standing } from "../plan/overlay/claims.ts";
-import { $, type Command, command } from "./command.ts";
+import { type Command, command } from "./command.ts";
+import type { Perform, Reader } from "./executor.ts";
 import type { Links } from "./link.ts";
-import { Kept, type Perform, type Reason, type Resource } from "./resource.ts";
+import { Kept, type Reason, type Resource } from "./resource.ts";
 
 export interface ObservedPeer {
   endpoint: string | undefined;
@@ -26,7 +27,7 @@ export interface Tunnel {
   peers: Map<string, ObservedPeer>;
 }
 
-export async function observeTunnel(link: string): Promise<Tunnel> {
+export async function observeTunnel({ $ }: Reader, link: string): Promise<Tunnel> {
   return parseTunnel(await $`wg show ${link} dump`);
 }
 
@@ -139,12 +140,12 @@ export class WireGuard {
   /** When the handshakes were as old as they say, in seconds since 1970. */
   seenAt = 0;
 
-  constructor(link: string, links: Links) {
+  constructor(reader: Reader, link: string, links: Links) {
     this.#tunnel = new Kept(async () => {
       const { kind } = (await links.find(link)) ?? {};
       if (kind !== "wireguard" && kind !== "tun") return nothing;
       this.seenAt = Date.now() / 1000;
-      return await observeTunnel(link);
+      return await observeTunnel(reader, link);
     });
   }
 

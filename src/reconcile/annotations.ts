@@ -1,7 +1,8 @@
 /** The own Node's annotations, by which other nodes know this one. */
 import type { ClusterNodes } from "../cluster/nodes.ts";
 import type { Config } from "../config/config.ts";
-import type { Executor, Resource } from "../host/resource.ts";
+import type { Executor } from "../host/executor.ts";
+import type { Resource } from "../host/resource.ts";
 import { Publication } from "./publication.ts";
 
 interface Means {

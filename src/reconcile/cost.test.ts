@@ -1,17 +1,14 @@
 /** What a change costs in a cluster of 5,000 nodes: passes of an agent whose commands are written down, and not run. */
-import { afterAll, beforeAll, expect, setDefaultTimeout, spyOn, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import pino from "pino";
 import type { ClusterNodes } from "../cluster/nodes.ts";
 import { readConfig } from "../config/config.ts";
 import type { Command } from "../host/command.ts";
-import { Netlink } from "../host/events/netlink.ts";
 import { families } from "../net/address.ts";
 import { gatePath } from "../plan/cni.ts";
 import { crowd } from "../plan/fixtures/input.ts";
 import type { NodeRecord } from "../plan/overlay/node.ts";
+import { address, recordedNode } from "./fixtures/node.ts";
 import { noObserver } from "./observer.ts";
 import { Reconciler } from "./reconciler.ts";
 
@@ -20,10 +17,7 @@ const others = new Map(crowd(5_000).map((node) => [node.name, node]));
 const ran: Command[] = [];
 /** Files written and annotations made, in order. */
 const published: string[] = [];
-/** The programs that were asked what is there. */
-const asked: string[] = [];
 
-const address = (local: string, prefixlen: number) => ({ local, prefixlen, scope: "global" });
 const links = [
   { ifname: "eth0", mtu: 1500, addr_info: [address("172.31.0.1", 12), address("2001:db8:1::ffff", 64)] },
   {
@@ -34,31 +28,17 @@ const links = [
     addr_info: [address("10.1.0.1", 32), address("fd00:1::1", 128)],
   },
 ];
-/** A kernel with nothing of ours but the link, set up, with a peer: those of an empty one would be greeted later. */
-function answer(argv: string): string {
-  if (argv.includes("address show")) return JSON.stringify(links);
-  if (argv.startsWith("wg show")) return "\t\t0\toff\nsomebody\t\t\t\t0";
-  return argv.startsWith("nft") ? '{ "nftables": [] }' : "";
-}
+/** Nothing of ours but the link, set up, with a peer: those of an empty one would be greeted later. */
+const { reader, asked, restore } = recordedNode({
+  "ip -j -d address show": JSON.stringify(links),
+  "wg show": "\t\t0\toff\nsomebody\t\t\t\t0",
+  nft: '{ "nftables": [] }',
+});
+afterAll(restore);
 
-const procSysNet = mkdtempSync(join(tmpdir(), "wigglenet-apply-"));
-for (const family of families) mkdirSync(join(procSysNet, family));
-afterAll(() => rmSync(procSysNet, { recursive: true }));
-
-const spawn = spyOn(Bun, "spawn");
 const nodes = { complete: true, whole: true, own: {}, ownIsThere: true, others };
-let chains: { mockRestore(): void };
 let reconciler: Reconciler;
 beforeAll(async () => {
-  spawn.mockImplementation(((argv: string[]) => {
-    asked.push(argv.join(" "));
-    const [stdout, stderr] = [answer(argv.join(" ")), ""].map((text) => new Blob([text]).stream());
-    return { stdout, stderr, exited: Promise.resolve(0), exitCode: 0 };
-  }) as unknown as typeof Bun.spawn);
-  chains = spyOn(Netlink, "open").mockReturnValue({
-    dump: () => true,
-    [Symbol.dispose]: () => undefined,
-  } as unknown as Netlink);
   const own = {
     metadata: { name: "own", annotations: {} },
     spec: { podCIDRs: ["10.1.0.0/24", "fd00:1::/64"] },
@@ -66,9 +46,10 @@ beforeAll(async () => {
   };
   reconciler = new Reconciler({
     // Whatever this machine has.
-    config: { ...readConfig({ NODE_NAME: "own", PROC_SYS_NET_PATH: procSysNet }), families },
+    config: { ...readConfig({ NODE_NAME: "own" }), families },
     nodes: Object.assign(nodes, { own }) as unknown as ClusterNodes,
     executor: {
+      ...reader,
       paper: false,
       perform: async (steps) => {
         ran.push(...steps.filter((step) => step.kind === "run"));
@@ -97,10 +78,6 @@ beforeAll(async () => {
   for (const word of ["key-4999", "10.83.135.0/24 dev wigglenet", "10.83.135.0/24,", "172.16.19.135"])
     expect(written).toContain(word);
   expect(asked).toContain("wg show wigglenet dump");
-});
-afterAll(() => {
-  spawn.mockRestore();
-  chains.mockRestore();
 });
 
 /** What an nftables set is left with that loses an element: it is flushed and declared again. */

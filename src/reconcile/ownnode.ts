@@ -1,7 +1,7 @@
 /** What this node is: its pod CIDRs and addresses, from its Node, its links and the configuration. */
 import type { Logger } from "pino";
 import type { Config } from "../config/config.ts";
-import { readIfThere } from "../host/files.ts";
+import type { Reader } from "../host/executor.ts";
 import type { Link } from "../host/link.ts";
 import type { OwnNode as PlannedNode } from "../plan/desired.ts";
 import { type KnownAddresses, nodeAddresses, publishedAddresses } from "../plan/identity.ts";
@@ -14,6 +14,7 @@ import { leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "
 
 interface Means {
   config: Config;
+  reader: Reader;
   /** Of the tunnel; null if there is none. */
   publicKey: string | null;
   failures: Failures;
@@ -81,11 +82,11 @@ export class OwnNode {
     links: readonly Link[],
     taken: readonly string[],
   ): Promise<PodRange[] | undefined> {
-    const { config, failures, findings, log } = this.#means;
+    const { config, reader, failures, findings, log } = this.#means;
     const { podCidrSourcePath: path, podCidrSource } = config;
     const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
     const compute = async () => {
-      const podCidrFile = fromFile ? { path, content: await readIfThere(path) } : undefined;
+      const podCidrFile = fromFile ? { path, content: await reader.readFile(path) } : undefined;
       return ownPodRanges(node, links, { ...config, podCidrFile }, taken);
     };
     const computed = await (this.#podRanges === undefined

@@ -4,8 +4,9 @@ import type { ClusterNodes } from "../cluster/nodes.ts";
 import type { Config } from "../config/config.ts";
 import { type Step, summary } from "../host/command.ts";
 import { classify, concerned, type Expectation, expectation } from "../host/events/monitor.ts";
+import type { Executor } from "../host/executor.ts";
 import type { Link } from "../host/link.ts";
-import type { Executor, Reason } from "../host/resource.ts";
+import type { Reason } from "../host/resource.ts";
 import type { UnderlayRoutes } from "../host/underlay.ts";
 import { standing } from "../host/wireguard.ts";
 import { familyOf } from "../net/address.ts";
@@ -77,6 +78,7 @@ export class Reconciler {
     const { failures, findings } = this;
     this.#ownNode = new OwnNode({
       config,
+      reader: executor,
       publicKey,
       failures,
       findings,

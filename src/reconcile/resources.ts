@@ -4,13 +4,14 @@ import type { ClusterNodes } from "../cluster/nodes.ts";
 import type { Config } from "../config/config.ts";
 import { CniFile } from "../host/cni.ts";
 import { CniFolder } from "../host/cnifolder.ts";
+import type { Executor, Perform } from "../host/executor.ts";
 import { FlowTable } from "../host/firewall/flowtable.ts";
 import { HostPorts } from "../host/firewall/hostports.ts";
 import { HostFirewall } from "../host/firewall/resource.ts";
 import { ForeignRules } from "../host/foreignrules.ts";
 import { Links } from "../host/link.ts";
 import { Peers } from "../host/peers.ts";
-import type { Executor, Perform, Reason } from "../host/resource.ts";
+import type { Reason } from "../host/resource.ts";
 import { Routes } from "../host/routes.ts";
 import { Forwarding, Sysctls } from "../host/sysctls.ts";
 import { LinkSettings, TunnelLink } from "../host/tunnel.ts";
@@ -57,17 +58,17 @@ export function resourcesOf(means: Means) {
   const { config, nodes, executor, perform, annotate, failures, findings, log } = means;
   const { linkName: link, linkName: name, families, port, privateKeyPath, procSysNet: root } = config;
   const tunnelChanged = () => invalidate(resources, "tunnel");
-  const links = new Links();
-  const wireGuard = new WireGuard(link, links);
+  const links = new Links(executor);
+  const wireGuard = new WireGuard(executor, link, links);
   const peers = new Peers(link, wireGuard, perform);
-  const routes = new Routes({ link, families, perform });
+  const routes = new Routes({ reader: executor, link, families, perform });
   const flowTable = new FlowTable(links, executor, perform);
   const written = () => flowTable.written();
   const annotations = new Annotations({ config, nodes, executor, annotate });
   const own = { publicKey: means.publicKey ?? "", privateKeyPath, port };
   const resources = {
     links,
-    underlay: new Underlay(link, families),
+    underlay: new Underlay(executor, link, families),
     tunnelLink: new TunnelLink({
       name,
       mode: config.wireguard,
@@ -90,13 +91,13 @@ export function resourcesOf(means: Means) {
     }),
     routes,
     foreignRules: new ForeignRules(routes, links, findings),
-    firewall: new HostFirewall({ config, findings, executor, perform, written }),
+    firewall: new HostFirewall({ config, findings, perform, written }),
     flowTable,
-    forwarding: new Forwarding({ root, findings, perform }),
+    forwarding: new Forwarding({ root, executor, findings, perform }),
     hostPorts: new HostPorts(findings),
     cniFolder: new CniFolder(config.cniConfigPath, findings),
     annotations,
-    cniFile: new CniFile(config.cniConfigPath, () => annotations.mayStart, perform),
+    cniFile: new CniFile(executor, config.cniConfigPath, () => annotations.mayStart, perform),
   };
   return resources;
 }

@@ -1,7 +1,8 @@
 /** The flow table of `inet wigglenet`: whether the kernel has such, and the links at which it meets packets. */
-import { $, batch, type Command, CommandError, execute } from "../command.ts";
+import { batch, type Command, CommandError, execute } from "../command.ts";
+import type { Executor, Perform, Reader } from "../executor.ts";
 import type { Links } from "../link.ts";
-import { type Executor, Kept, type Perform, type Reason, type Resource } from "../resource.ts";
+import { Kept, type Reason, type Resource } from "../resource.ts";
 
 /** The Go implementation's name for it. */
 export const name = "fastpath";
@@ -28,7 +29,7 @@ export async function refusal(): Promise<string | undefined> {
   }
 }
 
-export async function observeDevices(): Promise<string[]> {
+export async function observeDevices({ $ }: Reader): Promise<string[]> {
   // Asked for alone, one of more than 255 links is not found (kernel 6.1, nft 1.0.6).
   return parseDevices(await $`nft -j list flowtables`);
 }
@@ -85,11 +86,12 @@ export class FlowTable implements Resource<DesiredFlowTable> {
   readonly #links: Links;
   readonly #executor: Executor;
   readonly #perform: Perform;
-  readonly #devices = new Kept(observeDevices);
+  readonly #devices: Kept<string[]>;
 
   constructor(links: Links, executor: Executor, perform: Perform) {
     this.#links = links;
     this.#executor = executor;
+    this.#devices = new Kept(() => observeDevices(executor));
     this.#perform = perform;
   }
 

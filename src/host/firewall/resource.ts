@@ -3,7 +3,8 @@ import type { Config } from "../../config/config.ts";
 import type { Firewall } from "../../plan/firewall/firewall.ts";
 import { retainElements } from "../../plan/retained.ts";
 import type { Findings } from "../../report/findings.ts";
-import type { Executor, Perform, Reason, Resource } from "../resource.ts";
+import type { Perform } from "../executor.ts";
+import type { Reason, Resource } from "../resource.ts";
 import {
   type Backend,
   chooseBackend,
@@ -25,7 +26,6 @@ interface DesiredFirewall {
 interface Means {
   config: Pick<Config, "firewallBackend" | "port">;
   findings: Findings;
-  executor: Executor;
   perform: Perform;
   /** Called after a change, which may have made the flow table anew. */
   written: () => void;
