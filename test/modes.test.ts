@@ -204,7 +204,8 @@ test("FIREWALL_ONLY: the annotations, masquerade and filter, and nothing else", 
   const table = state.nftables.join("\n");
   const rulesOf = (verdict: string) => state.nftables.filter((line) => line.includes(verdict));
   expect(table).toStartWith("table inet wigglenet");
-  expect(rulesOf("masquerade")).toHaveLength(2);
+  // Of what is outside, and of hosts outside whose addresses lie inside a pod CIDR; each in both families.
+  expect(rulesOf("masquerade")).toHaveLength(4);
   expect(rulesOf(" drop")).toEqual([
     expect.stringContaining("ip daddr @own-ipv4"),
     expect.stringContaining("ip6 daddr @own-ipv6"),
