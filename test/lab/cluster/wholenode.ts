@@ -12,6 +12,7 @@ import { Service, until } from "../process.ts";
 import type { ControlPlane } from "./controlplane.ts";
 import { kubeconfig } from "./pki.ts";
 import type { Pod } from "./pod.ts";
+import { type SandboxAttempt, sandboxAttempts } from "./sandboxes.ts";
 import { containerdConfig, kubeletConfig, kubeProxyConfig } from "./wholenodeconfig.ts";
 
 export interface WholeNodeOptions {
@@ -115,6 +116,11 @@ export class WholeNode implements Host, AsyncDisposable {
   async stopService(name: string): Promise<void> {
     await this.$`mkdir -p /run/stopped && touch /run/stopped/${name} && pkill -x ${name}`;
     await until(`${name} to end`, async () => (await this.$`pgrep -x ${name}`.nothrow()).exitCode !== 0);
+  }
+
+  /** When its kubelet has tried to start a pod since a time. */
+  sandboxAttempts(pod: string, since: Date): SandboxAttempt[] {
+    return sandboxAttempts(`${this.#controlPlane.underlay.dir}/log/${this.name}-containerd.log`, pod, since);
   }
 
   /** What containerd runs: the ids of containers, and their processes as the node sees them. */
