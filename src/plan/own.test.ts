@@ -1,18 +1,8 @@
 import { describe, expect, test } from "bun:test";
-import { link } from "./fixtures/links.ts";
+import { link, links } from "./fixtures/links.ts";
 import type { NodeObject } from "./overlay/node.ts";
 import { forwardingLinks, nodeLinks, type OwnSettings, ownPodRanges } from "./own.ts";
 import { compileExpression } from "./podcidr/expression.ts";
-
-const eth0 = link("eth0", "192.0.2.5/24", "2001:db8:1::5/64", "2001:db8:1::abcd/64 t", "fe80::5/64 l");
-const eth1 = link("eth1", "10.3.0.7/16", "fd00:3::7/64");
-const links = [
-  link("lo", "127.0.0.1/8"),
-  eth0,
-  eth1,
-  link("wigglenet", "10.1.7.1/32"),
-  link("veth0a1b2c3d", "10.1.7.1/32"),
-];
 
 test("pods' packets come by the links of pods, of the tunnel, of the node's addresses and of the default route", () => {
   const all = [...links, link("eth2"), link("docker0", "172.17.0.1/16")];
