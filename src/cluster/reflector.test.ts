@@ -1,6 +1,6 @@
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { type FakeApi, failure, fakeNode, until } from "./fake-api.ts";
-import { FollowedNodes } from "./fixtures/followed.ts";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { failure, fakeNode, until } from "./fake-api.ts";
+import { followedNodes } from "./fixtures/followed.ts";
 import { backoff, lines } from "./reflector.ts";
 
 setDefaultTimeout(30_000);
@@ -33,96 +33,88 @@ test("lines, however they arrive, and characters of several bytes", async () => 
 });
 
 describe("following", () => {
-  let nodes: FollowedNodes;
-  let api: FakeApi;
-  let told: string[];
-  let waits: number[];
-
-  beforeEach(() => {
-    nodes = new FollowedNodes();
-    ({ api, told, waits } = nodes);
-  });
-
-  afterEach(() => nodes[Symbol.asyncDispose]());
+  const nodes = followedNodes();
 
   test("pages by continue tokens, then a watch from the list's version", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    expect(told).toEqual(["=n1,n2,n3"]);
-    expect(api.said).toEqual(["revision", "list", "list from 2", "watch from 103"]);
-    const [, list, next, watch] = api.requests.map(({ searchParams }) => searchParams);
+    await until("watching", () => nodes.api.watching === 1);
+    expect(nodes.told).toEqual(["=n1,n2,n3"]);
+    expect(nodes.api.said).toEqual(["revision", "list", "list from 2", "watch from 103"]);
+    const [, list, next, watch] = nodes.api.requests.map(({ searchParams }) => searchParams);
     // From the watch cache, which a continue token is not.
     expect([list?.get("resourceVersion"), next?.get("resourceVersion")]).toEqual(["0", null]);
     expect(watch?.get("allowWatchBookmarks")).toBe("true");
     expect(Number(watch?.get("timeoutSeconds"))).toBeWithin(300, 601);
-    expect(api.headers[0]?.get("accept")).toBe(
+    expect(nodes.api.headers[0]?.get("accept")).toBe(
       "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
     );
-    expect(api.headers[3]?.get("accept")).toBe(
+    expect(nodes.api.headers[3]?.get("accept")).toBe(
       "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
     );
   });
 
   test("added, changed, removed", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.put(fakeNode("n4"));
-    api.put(fakeNode("n1"));
-    api.remove("n2");
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.put(fakeNode("n4"));
+    nodes.api.put(fakeNode("n1"));
+    nodes.api.remove("n2");
     await nodes.toBeTold("=n1,n2,n3", "+n4", "+n1", "-n2");
   });
 
   test("the end of a watch: on from the last version, a bookmark's too, without a list or a word", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.put(fakeNode("n4"));
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.put(fakeNode("n4"));
     await nodes.toBeTold("=n1,n2,n3", "+n4");
-    api.compact();
-    api.bookmark();
-    api.end();
-    await until("watching again", () => api.said.includes("watch from 105"));
-    api.put(fakeNode("n5"));
+    nodes.api.compact();
+    nodes.api.bookmark();
+    nodes.api.end();
+    await until("watching again", () => nodes.api.said.includes("watch from 105"));
+    nodes.api.put(fakeNode("n5"));
     await nodes.toBeTold("=n1,n2,n3", "+n4", "+n5");
-    expect([nodes.lists(), api.logged, waits]).toEqual([1, [], []]);
+    expect([nodes.lists(), nodes.api.logged, nodes.waits]).toEqual([1, [], []]);
   });
 
   test("a dropped connection: on from the last version, nothing twice, nothing lost", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.put(fakeNode("n4"));
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.put(fakeNode("n4"));
     await nodes.toBeTold("=n1,n2,n3", "+n4");
-    api.drop();
-    api.remove("n1");
+    nodes.api.drop();
+    nodes.api.remove("n1");
     await nodes.toBeTold("=n1,n2,n3", "+n4", "-n1");
     expect(nodes.lists()).toBe(1);
   });
 
   test("410 when the watch is opened: a new list", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.remove("n1");
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.remove("n1");
     await nodes.toBeTold("=n1,n2,n3", "-n1");
-    api.put(fakeNode("n4"));
-    api.compact();
-    api.drop();
-    await until("listed again", () => told.at(-1) === "=n2,n3,n4");
-    await until("watching", () => api.watching === 1);
+    nodes.api.put(fakeNode("n4"));
+    nodes.api.compact();
+    nodes.api.drop();
+    await until("listed again", () => nodes.told.at(-1) === "=n2,n3,n4");
+    await until("watching", () => nodes.api.watching === 1);
     expect(nodes.lists()).toBe(2);
     // Nothing is wrong with that: an idle cluster's versions expire.
-    expect(api.logged.filter((line) => line.includes("back"))).toEqual([]);
+    expect(nodes.api.logged.filter((line) => line.includes("back"))).toEqual([]);
   });
 
   test("410 as an event of the watch: a new list", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.say(`{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}\n`);
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.say(
+      `{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}\n`,
+    );
     await nodes.toBeTold("=n1,n2,n3", "=n1,n2,n3");
-    expect(api.logged).toEqual([]);
+    expect(nodes.api.logged).toEqual([]);
   });
 
   test("410 amid a list, as its continue token expired: the list from the start", async () => {
     let first = true;
-    api.intercept = (url) => {
+    nodes.api.intercept = (url) => {
       if (!url.searchParams.has("continue") || !first) return undefined;
       first = false;
       return failure(410, "the provided continue parameter is too old");
@@ -130,30 +122,30 @@ describe("following", () => {
     nodes.start();
     await nodes.toBeTold("=n1,n2,n3");
     const attempt = ["revision", "list", "list from 2"];
-    expect(api.said.slice(0, 6)).toEqual([...attempt, ...attempt]);
+    expect(nodes.api.said.slice(0, 6)).toEqual([...attempt, ...attempt]);
   });
 
   test("410 for ever is waited for, and not a new list each time at once", async () => {
-    api.intercept = (url) => (url.searchParams.has("watch") ? failure(410, "too old") : undefined);
+    nodes.api.intercept = (url) => (url.searchParams.has("watch") ? failure(410, "too old") : undefined);
     nodes.start();
-    await until("five attempts", () => waits.length >= 5);
-    expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
+    await until("five attempts", () => nodes.waits.length >= 5);
+    expect(nodes.waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
   });
 
   test("an ERROR event of another kind: on from the last version, not from where the watch began", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.remove("n1");
-    api.put(fakeNode("n1"));
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.remove("n1");
+    nodes.api.put(fakeNode("n1"));
     await nodes.toBeTold("=n1,n2,n3", "-n1", "+n1");
-    api.say(
+    nodes.api.say(
       `{"type":"ERROR","object":{"kind":"Status","code":500,"message":"etcdserver: leader changed"}}\n`,
     );
-    await until("watching again", () => api.said.at(-1) === "watch from 105");
+    await until("watching again", () => nodes.api.said.at(-1) === "watch from 105");
     // The removal is not told a second time.
-    expect(told).toEqual(["=n1,n2,n3", "-n1", "+n1"]);
-    await until("back", () => api.logged.length === 2);
-    expect(api.logged).toEqual(["warn: cannot follow", "info: the API server is back"]);
+    expect(nodes.told).toEqual(["=n1,n2,n3", "-n1", "+n1"]);
+    await until("back", () => nodes.api.logged.length === 2);
+    expect(nodes.api.logged).toEqual(["warn: cannot follow", "info: the API server is back"]);
   });
 
   test.each<[title: string, line: string]>([
@@ -163,13 +155,13 @@ describe("following", () => {
     ["an ERROR without a code", `{"type":"ERROR","object":{}}\n`],
   ])("%s in the watch is a broken watch", async (_, line) => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    api.say(line);
+    await until("watching", () => nodes.api.watching === 1);
+    nodes.api.say(line);
     await until(
       "watching again",
-      () => api.said.filter((request) => request === "watch from 103").length === 2,
+      () => nodes.api.said.filter((request) => request === "watch from 103").length === 2,
     );
-    api.put(fakeNode("n4"));
+    nodes.api.put(fakeNode("n4"));
     await nodes.toBeTold("=n1,n2,n3", "+n4");
   });
 
@@ -180,13 +172,13 @@ describe("following", () => {
     ["too many requests", () => failure(429, "too many requests")],
   ])("a list that gives %s is tried again, and told once", async (_, answer) => {
     let times = 0;
-    api.intercept = () => (times++ < 3 ? answer() : undefined);
+    nodes.api.intercept = () => (times++ < 3 ? answer() : undefined);
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    await until("back", () => api.logged.length === 4);
-    expect(told).toEqual(["=n1,n2,n3"]);
-    expect(waits).toEqual([1, 2, 3]);
-    expect(api.logged).toEqual([
+    await until("watching", () => nodes.api.watching === 1);
+    await until("back", () => nodes.api.logged.length === 4);
+    expect(nodes.told).toEqual(["=n1,n2,n3"]);
+    expect(nodes.waits).toEqual([1, 2, 3]);
+    expect(nodes.api.logged).toEqual([
       "warn: cannot follow",
       "debug: cannot follow",
       "debug: cannot follow",
@@ -196,76 +188,76 @@ describe("following", () => {
 
   test("a server that goes away and comes back: nothing is forgotten, what happened meanwhile arrives", async () => {
     nodes.start();
-    await until("watching", () => api.watching === 1);
-    await api.stop();
-    await until("missed", () => waits.length >= 3);
-    api.put(fakeNode("n4"));
-    api.start();
+    await until("watching", () => nodes.api.watching === 1);
+    await nodes.api.stop();
+    await until("missed", () => nodes.waits.length >= 3);
+    nodes.api.put(fakeNode("n4"));
+    nodes.api.start();
     await nodes.toBeTold("=n1,n2,n3", "+n4");
     expect(nodes.lists()).toBe(1);
-    expect(api.logged.filter((line) => !line.startsWith("debug"))).toEqual([
+    expect(nodes.api.logged.filter((line) => !line.startsWith("debug"))).toEqual([
       "warn: cannot follow",
       "info: the API server is back",
     ]);
   });
 
   test("a server that is away at the start", async () => {
-    await api.stop();
+    await nodes.api.stop();
     nodes.start();
-    await until("missed", () => waits.length >= 3);
-    expect(told).toEqual([]);
-    api.start();
+    await until("missed", () => nodes.waits.length >= 3);
+    expect(nodes.told).toEqual([]);
+    nodes.api.start();
     await nodes.toBeTold("=n1,n2,n3");
   });
 
   test("a server that ends every watch at once is waited for longer and longer", async () => {
-    api.intercept = (url) => (url.searchParams.has("watch") ? new Response("") : undefined);
+    nodes.api.intercept = (url) => (url.searchParams.has("watch") ? new Response("") : undefined);
     nodes.start({ brief: 1_000 });
-    await until("five attempts", () => waits.length >= 5);
-    expect(waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
+    await until("five attempts", () => nodes.waits.length >= 5);
+    expect(nodes.waits.slice(0, 5)).toEqual([1, 2, 3, 4, 5]);
     expect(nodes.lists()).toBe(1);
   });
 
   test("a watch of the usual length starts the row anew", async () => {
     nodes.start({ brief: 30 });
     for (const name of ["n4", "n5", "n6"]) {
-      await until("watching", () => api.watching === 1);
-      api.put(fakeNode(name));
-      await until("told", () => told.at(-1) === `+${name}`);
+      await until("watching", () => nodes.api.watching === 1);
+      nodes.api.put(fakeNode(name));
+      await until("told", () => nodes.told.at(-1) === `+${name}`);
       await Bun.sleep(40);
-      api.end();
+      nodes.api.end();
     }
-    await until("watching", () => api.watching === 1);
-    expect(waits).toEqual([]);
+    await until("watching", () => nodes.api.watching === 1);
+    expect(nodes.waits).toEqual([]);
   });
 
   test("a silent connection is given up, and one that speaks is not", async () => {
     nodes.start({ silence: 1_000 });
-    await until("watching", () => api.watching === 1);
+    await until("watching", () => nodes.api.watching === 1);
     for (let word = 0; word < 8; word += 1) {
       await Bun.sleep(150);
-      api.advance();
-      api.bookmark();
+      nodes.api.advance();
+      nodes.api.bookmark();
     }
-    expect(api.said.filter((request) => request.startsWith("watch"))).toHaveLength(1);
+    expect(nodes.api.said.filter((request) => request.startsWith("watch"))).toHaveLength(1);
     await until(
       "watching anew",
-      () => api.said.filter((request) => request.startsWith("watch")).length === 2,
+      () => nodes.api.said.filter((request) => request.startsWith("watch")).length === 2,
     );
-    api.put(fakeNode("n4"));
+    nodes.api.put(fakeNode("n4"));
     await nodes.toBeTold("=n1,n2,n3", "+n4");
   });
 
   test("memory and connections stay as they are over 1,000 reconnects", async () => {
-    api.intercept = (url) => {
+    nodes.api.intercept = (url) => {
       if (!url.searchParams.has("watch")) return undefined;
       // Ended by the server, in the middle of a line, with an error and without an event.
       const ends = [bookmarkLine, `${bookmarkLine}{"type":`, errorLine, ""];
-      return new Response(ends[api.requests.length % ends.length]);
+      return new Response(ends[nodes.api.requests.length % ends.length]);
     };
-    api.client();
+    nodes.api.client();
     const child = Bun.spawn([process.execPath, `${import.meta.dirname}/fixtures/reconnects.ts`], {
-      env: { ...process.env, KUBECONFIG: api.kubeconfig },
+      env: { ...process.env, KUBECONFIG: nodes.api.kubeconfig },
       stdout: "pipe",
       stderr: "inherit",
     });
@@ -276,11 +268,11 @@ describe("following", () => {
   });
 
   test("it ends when it is told to, in a wait too", async () => {
-    await api.stop();
+    await nodes.api.stop();
     nodes.start({ wait: () => 60_000 });
-    await until("missed", () => api.logged.length > 0);
+    await until("missed", () => nodes.api.logged.length > 0);
     nodes.stop.abort();
     await nodes.running;
-    expect(told).toEqual([]);
+    expect(nodes.told).toEqual([]);
   });
 });
