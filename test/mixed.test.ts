@@ -4,22 +4,14 @@ import { podRanges } from "./lab/cluster/controlplane.ts";
 import { GoAgent } from "./lab/cluster/goagent.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
-import { startKubeProxy } from "./lab/cluster/service.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
-import {
-  broken,
-  createServices,
-  type FlowService,
-  flowsFromOutside,
-  flowsWithin,
-  served,
-} from "./lab/probe/serviceflows.ts";
+import { broken, ServiceFlows } from "./lab/probe/serviceflows.ts";
 
 let lab: Lab;
 let nodes: LightNode[];
 let pods: Pod[];
-let services: FlowService[];
+let flows: ServiceFlows;
 
 beforeAll(async () => {
   lab = await Lab.start({
@@ -49,14 +41,7 @@ beforeAll(async () => {
   await go.sync();
   pods = await Promise.all(nodes.map((node) => node.pod("p")));
   await lab.shakeHands();
-  services = await createServices(lab.controlPlane, lab.underlay, nodes, [
-    ...nodes.map((node, index) => ({ backend: pods[index]!, node })),
-    ...nodes.map((node) => ({ backend: node, node })),
-  ]);
-  await startKubeProxy(lab.controlPlane, first, { masqueradeAll: true });
-  await startKubeProxy(lab.controlPlane, second, { mode: "iptables" });
-  await startKubeProxy(lab.controlPlane, third);
-  await served(nodes, services);
+  flows = await ServiceFlows.start(lab, pods, [{ masqueradeAll: true }, { mode: "iptables" }, {}]);
 }, 60_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
@@ -66,9 +51,6 @@ test("all pods, all nodes and what is outside reach each other, by every protoco
 });
 
 test("and every Service, whose backend is a pod or a node of either kind", async () => {
-  const within = [...pods, ...nodes].flatMap((client, index) =>
-    services.flatMap((service) => flowsWithin(nodes, nodes[index % nodes.length]!, client, service)),
-  );
-  const outside = services.flatMap((service) => flowsFromOutside(nodes, lab.outside, service));
-  expect(await broken([...within, ...outside])).toEqual([]);
+  const within = [pods, nodes].flatMap((clients) => flows.within(clients));
+  expect(await broken([...within, ...flows.fromOutside()])).toEqual([]);
 });

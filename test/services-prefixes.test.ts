@@ -3,19 +3,10 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { contains } from "../src/net/address.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
-import { startKubeProxy } from "./lab/cluster/service.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
 import { clearTraffic } from "./lab/probe/clear.ts";
-import {
-  broken,
-  createServices,
-  type Flow,
-  type FlowService,
-  flowsFromOutside,
-  flowsWithin,
-  served,
-} from "./lab/probe/serviceflows.ts";
+import { broken, type Flow, ServiceFlows } from "./lab/probe/serviceflows.ts";
 
 const file = "/etc/wigglenet/pod-cidrs";
 /** Of each node: the first of a family has room for one pod by IPv4, for two by IPv6. */
@@ -31,7 +22,7 @@ const hostPort = 8080;
 let lab: Lab;
 let nodes: LightNode[];
 let clients: Pod[];
-let services: FlowService[];
+let flows: ServiceFlows;
 
 beforeAll(async () => {
   lab = await Lab.start({
@@ -65,19 +56,17 @@ beforeAll(async () => {
           `route add ${prefix} via ${prefix.includes(":") ? node.addresses.ipv6 : node.addresses.ipv4}`,
       ),
     );
-  services = await createServices(lab.controlPlane, lab.underlay, nodes, [
-    ...nodes.map((node, index) => ({ backend: backends[index]!, node })),
-    ...nodes.map((node) => ({ backend: node, node })),
-  ]);
   await lab.greeted();
   await lab.shakeHands();
-  for (const [index, node] of nodes.entries())
-    await startKubeProxy(lab.controlPlane, node, {
+  flows = await ServiceFlows.start(
+    lab,
+    backends,
+    firewalls.map((_, index) => ({
       mode: index === 1 ? "iptables" : "nftables",
       podLinks: "veth",
       masqueradeAll: index === 2,
-    });
-  await served(nodes, services);
+    })),
+  );
 }, 60_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
@@ -89,11 +78,8 @@ test("pods of the second pod CIDR", () => {
 });
 
 test("Services, from pods, nodes and outside", async () => {
-  const within = [...clients, ...nodes].flatMap((client, index) =>
-    services.flatMap((service) => flowsWithin(nodes, nodes[index % nodes.length]!, client, service)),
-  );
-  const outside = services.flatMap((service) => flowsFromOutside(nodes, lab.outside, service));
-  expect(await broken([...within, ...outside])).toEqual([]);
+  const within = [clients, nodes].flatMap((hosts) => flows.within(hosts));
+  expect(await broken([...within, ...flows.fromOutside()])).toEqual([]);
 });
 
 test("hostPorts, pods, nodes and what is outside", async () => {
@@ -104,11 +90,11 @@ test("hostPorts, pods, nodes and what is outside", async () => {
     port,
   });
   const from = [...clients, ...nodes, lab.outside];
-  const flows = from.flatMap((client) => nodes.map((node) => flow(client, node, hostPort)));
+  const all = from.flatMap((client) => nodes.map((node) => flow(client, node, hostPort)));
   for (const client of clients)
     for (const host of [...clients, ...nodes, lab.outside])
-      if (host !== client) flows.push(flow(client, host, 7));
-  expect(await broken(flows)).toEqual([]);
+      if (host !== client) all.push(flow(client, host, 7));
+  expect(await broken(all)).toEqual([]);
 });
 
 test("nothing of all that was in the clear", async () => {

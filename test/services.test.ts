@@ -4,25 +4,16 @@ import { families } from "../src/net/address.ts";
 import { podRanges } from "./lab/cluster/controlplane.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
-import { startKubeProxy } from "./lab/cluster/service.ts";
 import type { KubeProxyOptions } from "./lab/cluster/wholenodeconfig.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
 import { clearTraffic } from "./lab/probe/clear.ts";
-import {
-  broken,
-  createServices,
-  type FlowService,
-  flowsFromOutside,
-  flowsWithin,
-  policies,
-  served,
-} from "./lab/probe/serviceflows.ts";
+import { broken, policies, ServiceFlows } from "./lab/probe/serviceflows.ts";
 import { until } from "./lab/process.ts";
 
 let lab: Lab;
 let nodes: LightNode[];
-let services: FlowService[];
+let flows: ServiceFlows;
 /** Of each node the backend of its Services, and a pod beside it. */
 let backends: Pod[], clients: Pod[];
 
@@ -50,21 +41,19 @@ beforeAll(async () => {
   await lab.startAgents();
   backends = await Promise.all(nodes.map((node) => node.pod("b")));
   clients = await Promise.all(nodes.map((node) => node.pod("c")));
-  services = await createServices(lab.controlPlane, lab.underlay, nodes, [
-    ...nodes.map((node, index) => ({ backend: backends[index]!, node })),
-    ...nodes.map((node) => ({ backend: node, node })),
-  ]);
   await lab.greeted();
   await lab.shakeHands();
-  for (const [index, [, options]] of kinds.entries())
-    await startKubeProxy(lab.controlPlane, nodes[index]!, options);
-  await served(nodes, services);
+  flows = await ServiceFlows.start(
+    lab,
+    backends,
+    kinds.map(([, options]) => options),
+  );
 }, 90_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
 /** The Services of a policy whose backends are pods, or nodes. */
 const of = (policy: string, backend: string) =>
-  services.filter(
+  flows.services.filter(
     (service) =>
       service.policy === policy && nodes.includes(service.backend as LightNode) === (backend === "node"),
   );
@@ -77,28 +66,21 @@ describe.each([...policies])("policy %s", (policy) => {
     ["node", "node"],
   ])("from each %s to a %s", async (client, backend) => {
     const from: Host[] = client === "pod" ? clients : nodes;
-    const flows = from.flatMap((host, index) =>
-      of(policy, backend).flatMap((service) => flowsWithin(nodes, nodes[index]!, host, service)),
-    );
-    expect(await broken(flows)).toEqual([]);
+    expect(await broken(flows.within(from, of(policy, backend)))).toEqual([]);
   });
 
   test.each(["pod", "node"])("from outside to a %s", async (backend) => {
-    const flows = of(policy, backend).flatMap((service) => flowsFromOutside(nodes, lab.outside, service));
-    expect(await broken(flows)).toEqual([]);
+    expect(await broken(flows.fromOutside(of(policy, backend)))).toEqual([]);
   });
 
   test("from a pod to itself", async () => {
-    const flows = of(policy, "pod").flatMap((service) =>
-      flowsWithin(nodes, service.node, service.backend, service),
-    );
-    expect(await broken(flows)).toEqual([]);
+    expect(await broken(flows.hairpins(of(policy, "pod")))).toEqual([]);
   });
 });
 
 test("two flows that would be one, of whose second the kernel changes the port alone, go by the tunnel", async () => {
   const [first] = clients;
-  const ofNode = services.filter((service) => service.backend === nodes[1]);
+  const ofNode = flows.services.filter((service) => service.backend === nodes[1]);
   await using capture = await lab.capture();
   const talks = families.flatMap((family) =>
     ofNode.map(({ clusterIp }) =>
@@ -119,8 +101,8 @@ test("two flows that would be one, of whose second the kernel changes the port a
 test("another node's pod, by a NodePort of policy Local whose backend is on a third node", async () => {
   // kube-proxy tells pods by the prefix of all: for those it leads to any backend, and does not translate the source.
   const [, byIptables, byNftables] = nodes;
-  const flows = [byIptables!, byNftables!].flatMap((node) =>
-    services
+  const asked = [byIptables!, byNftables!].flatMap((node) =>
+    flows.services
       .filter((service) => service.policy === "Local" && service.node === nodes[3])
       .map(({ backend, nodePort }) => ({
         client: clients[0]!,
@@ -130,7 +112,7 @@ test("another node's pod, by a NodePort of policy Local whose backend is on a th
       })),
   );
   await using capture = await lab.capture();
-  expect(await broken(flows)).toEqual([]);
+  expect(await broken(asked)).toEqual([]);
   expect(await capture.stop()).toEqual([]);
 });
 
@@ -194,11 +176,7 @@ describe.each(translations)("%s for pods' packets, by another program", (what, r
         port: 7,
       })),
     );
-    const byServices = clients.flatMap((client, index) =>
-      [...of("Cluster", "pod"), ...of("Cluster", "node")].flatMap((service) =>
-        flowsWithin(nodes, nodes[index]!, client, service),
-      ),
-    );
+    const byServices = flows.within(clients, [...of("Cluster", "pod"), ...of("Cluster", "node")]);
     expect(await broken([...direct, ...byServices])).toEqual([]);
   });
 

@@ -2,24 +2,14 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
-import { startKubeProxy } from "./lab/cluster/service.ts";
-import type { Host } from "./lab/kernel/namespace.ts";
 import { Lab } from "./lab/lab.ts";
 import { clearTraffic } from "./lab/probe/clear.ts";
-import {
-  broken,
-  createServices,
-  type Flow,
-  type FlowService,
-  flowsFromOutside,
-  flowsWithin,
-  served,
-} from "./lab/probe/serviceflows.ts";
+import { broken, type Flow, ServiceFlows } from "./lab/probe/serviceflows.ts";
 
 let lab: Lab;
 let nodes: LightNode[];
 let pods: Pod[];
-let services: FlowService[];
+let flows: ServiceFlows;
 
 beforeAll(async () => {
   lab = await Lab.start({ nodes: [{}, { env: { FIREWALL_BACKEND: "iptables" } }] });
@@ -27,46 +17,36 @@ beforeAll(async () => {
   pods = await Promise.all(nodes.map((node) => node.pod("p")));
   await lab.greeted();
   await lab.shakeHands();
-  services = await createServices(lab.controlPlane, lab.underlay, nodes, [
-    ...nodes.map((node, index) => ({ backend: pods[index]!, node })),
-    ...nodes.map((node) => ({ backend: node, node })),
-  ]);
-  for (const [index, node] of nodes.entries())
-    await startKubeProxy(lab.controlPlane, node, { mode: "ipvs", masqueradeAll: index === 1 });
-  await served(nodes, services);
+  const proxies = nodes.map((_, index) => ({ mode: "ipvs" as const, masqueradeAll: index === 1 }));
+  flows = await ServiceFlows.start(lab, pods, proxies);
 }, 300_000);
 afterAll(() => lab?.[Symbol.asyncDispose]());
 
-const within = (hosts: Host[]) =>
-  hosts.flatMap((client, index) =>
-    services.flatMap((service) => flowsWithin(nodes, nodes[index]!, client, service)),
-  );
-
 /** A few at a time, as many as an emulated processor can serve. */
-async function brokenOf(flows: Flow[]): Promise<string[]> {
+async function brokenOf(all: Flow[]): Promise<string[]> {
   const lines: string[] = [];
-  for (let from = 0; from < flows.length; from += 8)
-    lines.push(...(await broken(flows.slice(from, from + 8))));
+  for (let from = 0; from < all.length; from += 8) lines.push(...(await broken(all.slice(from, from + 8))));
   return lines;
 }
 
 test("IPVS: from pods", async () => {
-  expect(await brokenOf(within(pods))).toEqual([]);
+  expect(await brokenOf(flows.within(pods))).toEqual([]);
 });
 
 test("IPVS: from nodes", async () => {
   // Of a node's own packets it leads those to a load balancer's or external address with policy Local only to backends
   // of that node.
-  const led = within(nodes).filter(
-    ({ client, target }) =>
-      !/^(LoadBalancer|external).* policy Local/.test(target) || target.includes(`backend ${client.name}`),
-  );
+  const led = flows
+    .within(nodes)
+    .filter(
+      ({ client, target }) =>
+        !/^(LoadBalancer|external).* policy Local/.test(target) || target.includes(`backend ${client.name}`),
+    );
   expect(await brokenOf(led)).toEqual([]);
 });
 
 test("IPVS: from outside", async () => {
-  const flows = services.flatMap((service) => flowsFromOutside(nodes, lab.outside, service));
-  expect(await brokenOf(flows)).toEqual([]);
+  expect(await brokenOf(flows.fromOutside())).toEqual([]);
 });
 
 test("IPVS: nothing of all that was in the clear", async () => {

@@ -1,11 +1,11 @@
 /** Services of every sort on light nodes, and the flows that clients of every sort have with them. */
 import { families } from "../../../src/net/address.ts";
-import type { ControlPlane } from "../cluster/controlplane.ts";
 import type { LightNode } from "../cluster/lightnode.ts";
 import type { Pod } from "../cluster/pod.ts";
-import { createService } from "../cluster/service.ts";
+import { createService, startKubeProxy } from "../cluster/service.ts";
+import type { KubeProxyOptions } from "../cluster/wholenodeconfig.ts";
 import type { Addresses, Host } from "../kernel/namespace.ts";
-import type { Underlay } from "../kernel/underlay.ts";
+import type { Lab } from "../lab.ts";
 import { until } from "../process.ts";
 
 export const policies = ["Cluster", "Local"] as const;
@@ -25,11 +25,59 @@ export interface FlowService {
   externalIps: Addresses[];
 }
 
+/** Services of a lab whose backends are a pod of each node and each node itself, and kube-proxies that serve them. */
+export class ServiceFlows {
+  readonly #lab: Lab;
+  readonly services: FlowService[];
+
+  private constructor(lab: Lab, services: FlowService[]) {
+    this.#lab = lab;
+    this.services = services;
+  }
+
+  /**
+   * Returns once every node's kube-proxy knows every Service.
+   * @param pods of each node one
+   * @param proxies what each node's kube-proxy is told
+   */
+  static async start(lab: Lab, pods: Pod[], proxies: KubeProxyOptions[]): Promise<ServiceFlows> {
+    const { controlPlane, nodes } = lab;
+    const services = await createServices(lab, [
+      ...nodes.map((node, index) => ({ backend: pods[index]!, node })),
+      ...nodes.map((node) => ({ backend: node, node })),
+    ]);
+    for (const [index, node] of nodes.entries()) await startKubeProxy(controlPlane, node, proxies[index]);
+    for (const node of nodes) await served(node, services);
+    return new ServiceFlows(lab, services);
+  }
+
+  /**
+   * What clients within the cluster can have with Services.
+   * @param clients of each node one, a pod or the node itself
+   */
+  within(clients: Host[], services = this.services): Flow[] {
+    const { nodes } = this.#lab;
+    return clients.flatMap((client, index) =>
+      services.flatMap((service) => flowsWithin(nodes, nodes[index]!, client, service)),
+    );
+  }
+
+  /** What pods that are the backends of Services can have with those: the Service leads them to themselves. */
+  hairpins(services = this.services): Flow[] {
+    return services.flatMap((service) =>
+      flowsWithin(this.#lab.nodes, service.node, service.backend, service),
+    );
+  }
+
+  /** What `outside` can have with Services: by each node, or with policy Local by the one with the backend. */
+  fromOutside(services = this.services): Flow[] {
+    return services.flatMap((service) => flowsFromOutside(this.#lab.nodes, this.#lab.outside, service));
+  }
+}
+
 /** Two Services for each backend, one of each policy, and the router's ways to them. */
-export async function createServices(
-  controlPlane: ControlPlane,
-  { router }: Underlay,
-  nodes: readonly LightNode[],
+async function createServices(
+  { controlPlane, underlay, nodes }: Lab,
   backends: readonly { backend: Pod | LightNode; node: LightNode }[],
 ): Promise<FlowService[]> {
   const addresses = (kind: number, service: number): Addresses[] =>
@@ -37,7 +85,7 @@ export async function createServices(
       ipv4: `203.${kind}.${entry}.${service + 1}`,
       ipv6: `2001:db8:${kind}:${entry}::${(service + 1).toString(16)}`,
     }));
-  await router.ip(
+  await underlay.router.ip(
     ...[0, 1].flatMap((kind) =>
       nodes.flatMap((node, entry) => [
         `route add 203.${kind}.${entry}.0/24 via ${node.addresses.ipv4}`,
@@ -66,21 +114,20 @@ export async function createServices(
   );
 }
 
-/** Waits until the kube-proxy of every node knows every Service. */
-export async function served(nodes: readonly LightNode[], services: readonly FlowService[]): Promise<void> {
-  for (const node of nodes)
-    await until(
-      `kube-proxy of ${node.name} to know all Services`,
-      async () => {
-        const asked = services.flatMap(({ clusterIp }) =>
-          families.map((family) =>
-            node.place.reach({ protocol: "udp", address: clusterIp[family]!, timeout: 500 }),
-          ),
-        );
-        return (await Promise.all(asked)).every(({ ok }) => ok);
-      },
-      { timeout: 30_000, every: 500 },
-    );
+/** Waits until a node's kube-proxy knows every Service. */
+async function served(node: LightNode, services: readonly FlowService[]): Promise<void> {
+  await until(
+    `kube-proxy of ${node.name} to know all Services`,
+    async () => {
+      const asked = services.flatMap(({ clusterIp }) =>
+        families.map((family) =>
+          node.place.reach({ protocol: "udp", address: clusterIp[family]!, timeout: 500 }),
+        ),
+      );
+      return (await Promise.all(asked)).every(({ ok }) => ok);
+    },
+    { timeout: 30_000, every: 500 },
+  );
 }
 
 export interface Flow {
@@ -91,8 +138,8 @@ export interface Flow {
   port: number;
 }
 
-/** What a client on a node, a pod or the node itself, can have with a Service. */
-export function flowsWithin(
+/** What a client on a node can have with a Service. */
+function flowsWithin(
   nodes: readonly LightNode[],
   node: LightNode,
   client: Host,
@@ -123,8 +170,7 @@ export function flowsWithin(
   }));
 }
 
-/** What `outside` can have with a Service: by each node, or with policy Local by the one with the backend. */
-export function flowsFromOutside(nodes: readonly LightNode[], client: Host, service: FlowService): Flow[] {
+function flowsFromOutside(nodes: readonly LightNode[], client: Host, service: FlowService): Flow[] {
   const { backend, balancers, externalIps, nodePort, policy } = service;
   return nodes.flatMap((node, entry) => {
     if (policy === "Local" && node !== service.node) return [];
