@@ -47,6 +47,8 @@ export class FakeApi implements AsyncDisposable {
   #events: { version: number; type: string; node: FakeNode }[] = [];
   /** What the cache has; undefined: all. */
   #cache: Snapshot | undefined;
+  /** What the list shows whose first page was asked for last. */
+  #listed: Snapshot = { nodes: new Map(), version: 0 };
   readonly #watchers = new Set<Watcher>();
   readonly #folder = mkdtempSync(join(tmpdir(), "wigglenet-api-"));
   #version = 100;
@@ -239,11 +241,14 @@ export class FakeApi implements AsyncDisposable {
     const metadataOnly = request.headers.get("accept")?.includes("as=PartialObjectMetadata") ?? false;
     if (url.searchParams.has("watch"))
       return this.#watch(Number(url.searchParams.get("resourceVersion")), { selects, metadataOnly });
-    const fromCache = url.searchParams.get("resourceVersion") === "0" || url.searchParams.has("continue");
-    const cached = fromCache ? this.#cache : undefined;
-    const page = url.searchParams.get("limit") === "1" ? 1 : this.page;
     const from = Number(url.searchParams.get("continue") ?? 0);
-    return list(cached ?? this.snapshot(), from, page, selects, metadataOnly);
+    // The pages of a list are all of one revision.
+    if (from === 0) {
+      const cached = url.searchParams.get("resourceVersion") === "0" ? this.#cache : undefined;
+      this.#listed = cached ?? this.snapshot();
+    }
+    const page = url.searchParams.get("limit") === "1" ? 1 : this.page;
+    return list(this.#listed, from, page, selects, metadataOnly);
   }
 
   #watch(from: number, watcher: Pick<Watcher, "selects" | "metadataOnly">): Response {
