@@ -197,14 +197,10 @@ test(
       node.startAgent();
     }
     let after = before.wireguard;
-    await until(
-      "the peers to be what they were",
-      async () => {
-        after = (await stateOf(first)).wireguard;
-        return Bun.deepEquals(after, before.wireguard);
-      },
-      { timeout: 20_000 },
-    ).catch(() => expect(after).toEqual(before.wireguard));
+    await until("the peers to be what they were", async () => {
+      after = (await stateOf(first)).wireguard;
+      return Bun.deepEquals(after, before.wireguard);
+    }).catch(() => expect(after).toEqual(before.wireguard));
   },
   60_000 * patience,
 );
