@@ -60,6 +60,11 @@ export function sortKey(value: string): string {
   return keyOf(read(value, left), lengthOf(value));
 }
 
+/** Whether a sort key is that of an IPv4 prefix or address. */
+export function isIpv4Key(key: string): boolean {
+  return key.length === 4;
+}
+
 /** The last sort key that something in a prefix may have. */
 export function lastKey(value: string): string {
   const count = read(value, left);

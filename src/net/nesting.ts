@@ -1,11 +1,11 @@
 /**
- * Overlaps among many prefixes, found by nesting them: of two prefixes that overlap, one contains the other. Sorting is
- * all that costs more than a look at each, however deep they are nested.
+ * Overlaps among many prefixes, found by nesting them: of two prefixes that overlap, one contains the other. A look at
+ * each is all that it costs once they are sorted, however deep they are nested.
  */
-import { compareAddresses, contains } from "./address.ts";
+import { lastKey } from "./address.ts";
+import type { AtPrefix } from "./prefixlist.ts";
 
-export interface Nested {
-  prefix: string;
+export interface Nested extends AtPrefix {
   /** Two of one owner do not collide. */
   node: string;
 }
@@ -17,62 +17,51 @@ interface Found<T> {
 }
 
 export class Nesting<T extends Nested> {
-  /** Sorted so that what contains a prefix comes before it. */
-  readonly items: readonly T[];
+  readonly #items: readonly T[];
   /** Of each the place of the smallest that contains it, or −1. */
   readonly #parents: Int32Array;
-  /** Comparisons and looks at an item so far. */
+  /** Looks at an item so far. */
   steps = 0;
 
-  /** @param last of equal prefixes those for which it is true come last */
-  constructor(items: readonly T[], last: (item: T) => boolean) {
-    this.items = [...items].sort((a, b) => {
-      this.steps += 1;
-      return (
-        compareAddresses(a.prefix, b.prefix) ||
-        Number(last(a)) - Number(last(b)) ||
-        (a.node < b.node ? -1 : Number(a.node > b.node))
-      );
-    });
+  /** @param items sorted by their keys, so that what contains a prefix comes before it */
+  constructor(items: readonly T[]) {
+    this.#items = items;
     this.#parents = new Int32Array(items.length);
-    const open: number[] = [];
-    for (const [index, { prefix }] of this.items.entries()) {
+    const open: { index: number; last: string }[] = [];
+    for (const [index, { prefix, key }] of items.entries()) {
       for (;;) {
         this.steps += 1;
         const around = open.at(-1);
-        if (around === undefined || contains(this.items[around]!.prefix, prefix)) break;
+        if (around === undefined || key <= around.last) break;
         open.pop();
       }
-      this.#parents[index] = open.at(-1) ?? -1;
-      open.push(index);
+      this.#parents[index] = open.at(-1)?.index ?? -1;
+      open.push({ index, last: lastKey(prefix) });
     }
   }
 
-  /** For each item, of those that `counts` one of another owner that contains it or equals it from before; by place. */
-  around(counts: (item: T) => boolean): (index: number) => T | undefined {
-    const found: (Found<T> | undefined)[] = Array(this.items.length);
-    for (const index of this.items.keys()) {
+  /** For each item one of another owner that contains it or equals it from before: the outermost. By place. */
+  around(): (T | undefined)[] {
+    const found: (Found<T> | undefined)[] = Array(this.#items.length);
+    for (const index of this.#items.keys()) {
       this.steps += 1;
       const parent = this.#parents[index]!;
-      if (parent < 0) continue;
-      const item = this.items[parent]!;
-      found[index] = counts(item) ? join(found[parent], { one: item, other: undefined }) : found[parent];
+      if (parent >= 0) found[index] = join(found[parent], { one: this.#items[parent]!, other: undefined });
     }
-    return (index) => ofAnother(this.items[index]!, found[index]);
+    return this.#items.map((item, index) => ofAnother(item, found[index]));
   }
 
-  /** The same for those that it contains or that equal it from behind. */
-  within(counts: (item: T) => boolean): (index: number) => T | undefined {
-    const found: (Found<T> | undefined)[] = Array(this.items.length);
-    for (let index = this.items.length - 1; index >= 0; index -= 1) {
+  /** The same for those that it contains or that equal it from behind: the last. */
+  within(): (T | undefined)[] {
+    const found: (Found<T> | undefined)[] = Array(this.#items.length);
+    for (let index = this.#items.length - 1; index >= 0; index -= 1) {
       this.steps += 1;
       const parent = this.#parents[index]!;
       if (parent < 0) continue;
-      const item = this.items[index]!;
       found[parent] = join(found[parent], found[index]);
-      if (counts(item)) found[parent] = join(found[parent], { one: item, other: undefined });
+      found[parent] = join(found[parent], { one: this.#items[index]!, other: undefined });
     }
-    return (index) => ofAnother(this.items[index]!, found[index]);
+    return this.#items.map((item, index) => ofAnother(item, found[index]));
   }
 }
 

@@ -38,7 +38,7 @@ export interface Desired {
   firewall: Firewall;
   cni: CniList | undefined;
   /** By node name, what of it does not hold and why. */
-  problems: Map<string, string[]>;
+  problems: Map<string, readonly string[]>;
   /** Who holds what now: the next plan's input. */
   standing: Standing;
 }

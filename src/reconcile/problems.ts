@@ -11,7 +11,7 @@ export class NodeProblems {
   }
 
   /** One line for each node whose problems changed, once. */
-  report(problems: ReadonlyMap<string, string[]>): void {
+  report(problems: ReadonlyMap<string, readonly string[]>): void {
     const reported = new Map([...problems].map(([node, list]) => [node, list.join("; ")]));
     for (const [node, text] of reported)
       if (this.#said.get(node) !== text)

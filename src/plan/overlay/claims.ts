@@ -2,11 +2,15 @@
  * Who owns what: nodes claim keys, pod CIDRs and addresses by their annotations, and some claims collide (a cloned
  * machine, a VIP that fails over, a stale Node object, malice). Who holds a claim keeps it until it gives it up or its
  * Node is deleted. What two claim and nobody holds is nobody's. So no annotation moves another node's traffic.
+ *
+ * All claims are kept, so that a change costs what it overlaps and not the cluster. A claim that changes has those
+ * decided again that overlap it and rank no better: nothing else depends on it.
  */
-import { compareAddresses, type Family, hostPrefix } from "../../net/address.ts";
-import { Nesting } from "../../net/nesting.ts";
-import { type Bounds, boundsCheck } from "./bounds.ts";
-import { type Refuse, type Standing, settleKeys } from "./keys.ts";
+import { compareAddresses, type Family } from "../../net/address.ts";
+import { type Bounds, boundsCheck, type Check } from "./bounds.ts";
+import { type Claim, compareDecided, makeClaim, type Rank, rank } from "./claim.ts";
+import { type ClaimChanges, ClaimIndex } from "./claimindex.ts";
+import { copiedFrom, type Standing, settleKey, wayTo } from "./keys.ts";
 import type { NodeRecord } from "./node.ts";
 
 export type { Standing } from "./keys.ts";
@@ -29,14 +33,16 @@ export interface OwnClaims {
 export interface SettledNode {
   record: NodeRecord;
   publicKey: string | undefined;
-  podCidrs: string[];
-  addresses: string[];
+  podCidrs: readonly string[];
+  addresses: readonly string[];
+  /** Its claims that do not hold, and why. */
+  refused: readonly string[];
 }
 
 export interface Settlement {
   nodes: SettledNode[];
   /** By node name, the claims that do not hold and why. */
-  refused: Map<string, string[]>;
+  refused: Map<string, readonly string[]>;
   /** What several nodes claim and none holds: it is sent to nobody. */
   contested: { podCidrs: string[]; addresses: string[] };
   /** Of what holds; without endpoints. */
@@ -45,209 +51,299 @@ export interface Settlement {
   steps: number;
 }
 
-interface Claim {
-  node: string;
-  prefix: string;
-  /**
-   * The last three give nobody anything, but a pod CIDR of another node must not contain them: an endpoint, where a
-   * node's tunnel is; an API server's address; a network that is on a link of this node.
-   */
-  kind: "pod CIDR" | "address" | "endpoint" | "API server's address" | "network";
-  rank: number;
-  state: "open" | "held" | "refused" | "contested";
+/** Settles all from nothing. @param nodes all nodes but our own */
+export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
+  const claims = new Claims(own, standing);
+  claims.update(nodes.map((record) => [record.name, record]));
+  const settled = nodes.flatMap(({ name }) => claims.get(name) ?? []);
+  const { endpoints: _, ...rest } = claims.standing;
+  return {
+    nodes: settled,
+    refused: new Map(
+      settled.flatMap(({ record, refused }) => (refused.length > 0 ? [[record.name, refused]] : [])),
+    ),
+    contested: {
+      podCidrs: [...claims.contested.podCidrs].sort(compareAddresses),
+      addresses: [...claims.contested.addresses].sort(compareAddresses),
+    },
+    standing: rest,
+    steps: claims.steps,
+  };
 }
 
-/** What comes first wins; equals lose both. Of nodes without a key nothing can be in the tunnel. */
-const rank = { own: 0, standing: 1, new: 2, keyless: 3 } as const;
-
-/** @param nodes all nodes but our own */
-export function settle(own: OwnClaims, nodes: readonly NodeRecord[], standing: Standing): Settlement {
-  const refused = new Map<string, string[]>();
-  const refuse: Refuse = (node, problem) => {
-    if (node !== own.name) refused.set(node, [...(refused.get(node) ?? []), problem]);
-  };
-  const { keys, undecided } = settleKeys(own, nodes, standing, refuse);
-  const absent = own.whole ? [] : heldByUnknown(nodes, keys, standing);
-  const claims = [...absent, ...listClaims(own, nodes, keys, standing, refuse)];
-  const nesting = new Nesting(claims, isPassive);
-  for (const each of [rank.standing, rank.new, rank.keyless]) settleRank(nesting, each, refuse);
-  const holds = new Map<string, Set<string>>();
-  const contested = { podCidrs: new Set<string>(), addresses: new Set<string>() };
-  const owners = new Map<string, string>();
-  const names = new Map<string, string>();
-  for (const { prefix } of absent) {
-    const [key, name] = [standing.owners.get(prefix), standing.nodes.get(prefix)];
-    if (key !== undefined) owners.set(prefix, key);
-    if (name !== undefined) names.set(prefix, name);
-  }
-  for (const { node, prefix, kind, state } of claims) {
-    if (isPassive({ kind }) || node === own.name || node.startsWith(unknown)) continue;
-    if (state === "contested") contested[kind === "address" ? "addresses" : "podCidrs"].add(prefix);
-    if (state !== "held") continue;
-    const held = holds.get(node);
-    if (held === undefined) holds.set(node, new Set([prefix]));
-    else held.add(prefix);
-    const key = keys.get(node);
-    const asPrefix = kind === "address" ? hostPrefix(prefix) : prefix;
-    if (key !== undefined) owners.set(asPrefix, key);
-    if (key === undefined || !undecided.has(key)) names.set(asPrefix, node);
-  }
-  return {
-    nodes: nodes.map((record) => ({
-      record,
-      publicKey: keys.get(record.name),
-      podCidrs: record.podCidrs.filter((prefix) => holds.get(record.name)?.has(prefix)),
-      addresses: record.addresses.filter((address) => holds.get(record.name)?.has(address)),
-    })),
-    refused,
-    contested: {
-      podCidrs: [...contested.podCidrs].sort(compareAddresses),
-      addresses: [...contested.addresses].sort(compareAddresses),
-    },
-    standing: {
-      owners,
-      nodes: names,
-      holders: new Map([...keys].flatMap(([name, key]) => (undecided.has(key) ? [] : [[key, name]]))),
-    },
-    steps: nesting.steps,
-  };
+/** A node with all that it claims. */
+interface Claimant {
+  record: NodeRecord;
+  /** The rank of what it claims and did not hold before. */
+  fresh: Rank;
+  claims: readonly Claim[];
+  /** Where its tunnel is, if that is nothing that it claims. */
+  endpoints: readonly Claim[];
+  outOfBounds: readonly string[];
+  /** Whose its key is; without a holder if it has none. */
+  key: { holder: string | undefined; decided: boolean };
+  settled: SettledNode | undefined;
 }
 
 /** No node has a name that begins so. */
 const unknown = "?";
 
-/** Claims of nodes that held something, and that may be among those not read yet. */
-function heldByUnknown(
-  nodes: readonly NodeRecord[],
-  keys: ReadonlyMap<string, string>,
-  standing: Standing,
-): Claim[] {
-  const known = new Set([...nodes.map((node) => node.name), ...keys.values()]);
-  return [...new Set([...standing.owners.keys(), ...standing.nodes.keys()])].flatMap((prefix): Claim[] => {
-    const holder = standing.nodes.get(prefix) ?? standing.owners.get(prefix) ?? "";
-    if (known.has(holder)) return [];
-    return [{ node: `${unknown} (${holder})`, prefix, kind: "pod CIDR", rank: rank.own, state: "held" }];
-  });
-}
+/** The claims of all nodes but our own, settled after each `update`. */
+export class Claims {
+  readonly #own: OwnClaims;
+  readonly #check: Check;
+  readonly #index: ClaimIndex;
+  readonly #nodes = new Map<string, Claimant>();
+  readonly #byKey = new Map<string, Set<string>>();
+  /** Keys of several nodes that are judged again each time. */
+  readonly #undecided = new Set<string>();
+  readonly #standing: { [name in keyof Standing]: Map<string, string> };
+  /** Claims whose rank is another one by what the last update settled. */
+  #pending = new Set<Claim>();
+  #isFirst = true;
 
-const isPassive = ({ kind }: Pick<Claim, "kind">) => kind !== "pod CIDR" && kind !== "address";
-
-function listClaims(
-  own: OwnClaims,
-  nodes: readonly NodeRecord[],
-  keys: ReadonlyMap<string, string>,
-  standing: Standing,
-  refuse: Refuse,
-): Claim[] {
-  const check = boundsCheck(own.bounds);
-  const present = new Set(nodes.map((node) => node.name));
-  const ours = (prefix: string, kind: Claim["kind"]): Claim => ({
-    node: own.name,
-    prefix,
-    kind,
-    rank: rank.own,
-    state: "held",
-  });
-  const claims = [
-    ...own.podCidrs.map((prefix) => ours(prefix, "pod CIDR")),
-    ...own.addresses.map((address) => ours(address, "address")),
-    ...own.bounds.onLink.map((prefix) => ours(prefix, "network")),
-  ];
-  const claimants = new Map<string, string[]>();
-  for (const node of nodes) {
-    const key = keys.get(node.name);
-    const fresh = node.publicKey === undefined && own.publicKey !== null ? rank.keyless : rank.new;
-    const stands = (prefix: string) => {
-      if (fresh === rank.keyless) return false;
-      const holder = standing.nodes.get(prefix);
-      if (holder === node.name) return true;
-      // A node that is there under another name now, with the key that it had.
-      return key !== undefined && standing.owners.get(prefix) === key && !present.has(holder ?? "");
+  /** @param standing what is held before the first update */
+  constructor(own: OwnClaims, standing: Standing) {
+    this.#own = own;
+    this.#check = boundsCheck(own.bounds);
+    this.#index = new ClaimIndex(own);
+    const { owners, nodes, endpoints, holders } = standing;
+    this.#standing = {
+      owners: new Map(owners),
+      nodes: new Map(nodes),
+      endpoints: new Map(endpoints),
+      holders: new Map(holders),
     };
-    const add = (kind: "pod CIDR" | "address", prefix: string, allowedIp: string) => {
-      const problem = check(kind, prefix);
-      if (problem) return refuse(node.name, `${kind} ${prefix}: ${problem}`);
-      const standsNow = stands(allowedIp);
-      claims.push({
-        node: node.name,
-        prefix,
-        kind,
-        rank: standsNow ? rank.standing : fresh,
-        state: "open",
-      });
-      if (kind === "address") claimants.set(prefix, [...(claimants.get(prefix) ?? []), node.name]);
-    };
-    for (const prefix of node.podCidrs) add("pod CIDR", prefix, prefix);
-    for (const address of node.addresses) add("address", address, hostPrefix(address));
-    for (const endpoint of node.endpoints)
-      if (!node.addresses.includes(endpoint))
-        claims.push({ node: node.name, prefix: endpoint, kind: "endpoint", rank: fresh, state: "open" });
   }
-  // The one node that has such an address may have it inside of its own pod CIDR.
-  for (const address of own.bounds.apiServer) {
-    const [claimant, ...others] = claimants.get(address) ?? [];
-    claims.push({
-      ...ours(address, "API server's address"),
-      node: others.length > 0 ? own.name : (claimant ?? own.name),
+
+  /** What holds. It changes with the next update. */
+  get standing(): Standing {
+    return this.#standing;
+  }
+
+  /** What several nodes claim and none holds: it is sent to nobody. */
+  get contested(): { podCidrs: Iterable<string>; addresses: Iterable<string> } {
+    return { podCidrs: this.#index.contested("pod CIDR"), addresses: this.#index.contested("address") };
+  }
+
+  /** Comparisons and looks at a claim so far. */
+  get steps(): number {
+    return this.#index.steps;
+  }
+
+  /** Whether an update without a change would settle something in another way than the last one did. */
+  get unsettled(): boolean {
+    return this.#pending.size > 0;
+  }
+
+  /** How a node is settled; undefined if there is none of this name. */
+  get(name: string): SettledNode | undefined {
+    return this.#nodes.get(name)?.settled;
+  }
+
+  /**
+   * Takes over what nodes say now, and settles it.
+   * @param records by name; undefined: the node is gone
+   * @returns the names of the nodes that are settled in another way than before, those that are gone too
+   */
+  update(records: Iterable<readonly [name: string, record: NodeRecord | undefined]>): Set<string> {
+    const changes: ClaimChanges = {
+      gone: new Set(),
+      added: new Set(),
+      again: this.#pending,
+      goneEndpoints: new Set(),
+      addedEndpoints: new Set(),
+    };
+    const before = new Map<string, SettledNode | undefined>();
+    const keys = new Set(this.#undecided);
+    for (const [name, record] of records) {
+      const claimant = this.#nodes.get(name);
+      if (!before.has(name)) before.set(name, claimant?.settled);
+      if (claimant !== undefined) this.#takeAway(claimant, changes, keys);
+      if (record !== undefined) this.#note(record, changes, keys);
+    }
+    for (const key of keys)
+      for (const { record, claims, settled } of this.#settleKey(key)) {
+        if (!before.has(record.name)) before.set(record.name, settled);
+        for (const claim of claims) if (!changes.added.has(claim)) changes.again.add(claim);
+      }
+    if (this.#isFirst && !this.#own.whole) this.#index.hold(this.#heldByUnknown());
+    const decided = this.#index.decide(changes, (claim) => this.#rankOf(claim));
+    for (const { node } of decided) if (!before.has(node)) before.set(node, this.get(node));
+    const changed = new Set<string>();
+    for (const [name, settled] of before) if (this.#settleNode(name, settled)) changed.add(name);
+    this.#remember(changes.gone, decided, before, keys);
+    return changed;
+  }
+
+  #takeAway({ record, claims, endpoints }: Claimant, changes: ClaimChanges, keys: Set<string>): void {
+    this.#nodes.delete(record.name);
+    for (const claim of claims) {
+      changes.again.delete(claim);
+      // One that came in this very update has never been anywhere.
+      if (!changes.added.delete(claim)) changes.gone.add(claim);
+    }
+    for (const endpoint of endpoints)
+      if (!changes.addedEndpoints.delete(endpoint)) changes.goneEndpoints.add(endpoint);
+    if (record.publicKey === undefined) return;
+    keys.add(record.publicKey);
+    const claimants = this.#byKey.get(record.publicKey);
+    claimants?.delete(record.name);
+    if (claimants?.size === 0) this.#byKey.delete(record.publicKey);
+  }
+
+  #note(record: NodeRecord, changes: ClaimChanges, keys: Set<string>): void {
+    const { name, publicKey } = record;
+    const fresh = publicKey === undefined && this.#own.publicKey !== null ? rank.keyless : rank.new;
+    const claims: Claim[] = [];
+    const outOfBounds: string[] = [];
+    const add = (kind: "pod CIDR" | "address", prefix: string) => {
+      const problem = this.#check(kind, prefix);
+      if (problem) outOfBounds.push(`${kind} ${prefix}: ${problem}`);
+      else claims.push(makeClaim(name, kind, prefix, fresh));
+    };
+    for (const prefix of record.podCidrs) add("pod CIDR", prefix);
+    for (const address of record.addresses) add("address", address);
+    const endpoints = record.endpoints
+      .filter((endpoint) => !record.addresses.includes(endpoint))
+      .map((endpoint) => makeClaim(name, "endpoint", endpoint, fresh));
+    const key = { holder: undefined, decided: true };
+    this.#nodes.set(name, { record, fresh, claims, endpoints, outOfBounds, key, settled: undefined });
+    for (const claim of claims) changes.added.add(claim);
+    for (const endpoint of endpoints) changes.addedEndpoints.add(endpoint);
+    if (publicKey === undefined) return;
+    keys.add(publicKey);
+    const claimants = this.#byKey.get(publicKey);
+    if (claimants) claimants.add(name);
+    else this.#byKey.set(publicKey, new Set([name]));
+  }
+
+  /** @returns the nodes for which that is another result than before */
+  #settleKey(key: string): Claimant[] {
+    const claimants = [...(this.#byKey.get(key) ?? [])].map((name) => this.#nodes.get(name)!);
+    const [first, ...others] = claimants.map(({ record }) => record);
+    this.#undecided.delete(key);
+    if (first === undefined) return [];
+    const settled = settleKey(key, [first, ...others], this.#own, this.#standing);
+    if (!settled.decided) this.#undecided.add(key);
+    return claimants.filter((claimant) => {
+      const { holder, decided } = claimant.key;
+      claimant.key = settled;
+      return holder !== settled.holder || decided !== settled.decided;
     });
   }
-  return claims;
-}
 
-/** Settles the open claims of a rank: against what better ones hold, then among each other. */
-function settleRank(nesting: Nesting<Claim>, current: number, refuse: Refuse): void {
-  const { items } = nesting;
-  const open = [...items.keys()].filter((index) => {
-    const claim = items[index]!;
-    return claim.rank === current && claim.state === "open" && !isPassive(claim);
-  });
-  if (open.length === 0) return;
-  const isPodCidr = (index: number) => items[index]?.kind === "pod CIDR";
-  const lose = (index: number, rival: Claim, state: "refused" | "contested") => {
-    const claim = items[index]!;
-    claim.state = state;
-    refuse(claim.node, collision(claim, rival, state));
-  };
-
-  const isHeld = (claim: Claim) => claim.state === "held" && !isPassive(claim);
-  const [heldAround, heldWithin] = [nesting.around(isHeld), nesting.within(isHeld)];
-  const onLink = nesting.around(({ kind }) => kind === "network");
-  const networks = nesting.within(({ kind }) => kind === "network");
-  const servers = nesting.within(({ kind }) => kind === "API server's address");
-  for (const index of open) {
-    const rival =
-      heldAround(index) ??
-      heldWithin(index) ??
-      (isPodCidr(index) ? networks(index) : undefined) ??
-      // Inside of a network on a link it has a route of its own: excepted from the pod CIDR.
-      (isPodCidr(index) && onLink(index) === undefined ? servers(index) : undefined);
-    if (rival) lose(index, rival, "refused");
+  /** Claims of nodes that held something, and that may be among those not read yet. */
+  #heldByUnknown(): Claim[] {
+    const { owners, nodes } = this.#standing;
+    const keys = [...this.#nodes.values()].map((claimant) => keyOf(claimant));
+    const known = new Set([...this.#nodes.keys(), ...keys]);
+    return [...new Set([...owners.keys(), ...nodes.keys()])].flatMap((prefix) => {
+      const holder = nodes.get(prefix) ?? owners.get(prefix) ?? "";
+      return known.has(holder) ? [] : makeClaim(`${unknown} (${holder})`, "pod CIDR", prefix, rank.own);
+    });
   }
 
-  const isOpen = (claim: Claim) => claim.rank === current && claim.state === "open" && !isPassive(claim);
-  const [openAround, openWithin] = [nesting.around(isOpen), nesting.within(isOpen)];
-  const endpoints = nesting.within(
-    (claim) => claim.kind === "endpoint" && claim.rank <= current && current !== rank.standing,
+  #rankOf(claim: Claim): Rank {
+    const claimant = this.#nodes.get(claim.node)!;
+    if (claimant.fresh === rank.keyless) return claimant.fresh;
+    const holder = this.#standing.nodes.get(claim.allowedIp);
+    if (holder === claim.node) return rank.standing;
+    const key = keyOf(claimant);
+    // A node that is there under another name now, with the key that it had.
+    const moved =
+      key !== undefined &&
+      this.#standing.owners.get(claim.allowedIp) === key &&
+      !this.#nodes.has(holder ?? "");
+    return moved ? rank.standing : claimant.fresh;
+  }
+
+  /** @returns whether that is another result than `before` */
+  #settleNode(name: string, before: SettledNode | undefined): boolean {
+    const claimant = this.#nodes.get(name);
+    if (claimant === undefined) return before !== undefined;
+    const { record, claims, outOfBounds, key } = claimant;
+    const holding = new Set(claims.filter(({ state }) => state === "held").map(({ prefix }) => prefix));
+    const held = (values: readonly string[]) =>
+      values.every((value) => holding.has(value)) ? values : values.filter((value) => holding.has(value));
+    const lost = claims.filter(({ problem }) => problem !== undefined).sort(compareDecided);
+    const refused = [
+      ...(key.holder === undefined || key.holder === name ? [] : [copiedFrom(key.holder)]),
+      ...outOfBounds,
+      ...lost.map(({ problem = "" }) => problem),
+    ];
+    const publicKey = keyOf(claimant);
+    const settled = {
+      record,
+      publicKey,
+      podCidrs: held(record.podCidrs),
+      addresses: held(record.addresses),
+      refused,
+    };
+    const same = before !== undefined && isSame(settled, before);
+    claimant.settled = same ? before : settled;
+    return !same;
+  }
+
+  /** Writes down what holds now, for the next update. */
+  #remember(
+    gone: Iterable<Claim>,
+    decided: Iterable<Claim>,
+    before: ReadonlyMap<string, SettledNode | undefined>,
+    keys: ReadonlySet<string>,
+  ): void {
+    const { owners, nodes, endpoints, holders } = this.#standing;
+    const holding = new Map<string, Claim | undefined>();
+    if (this.#isFirst) {
+      for (const prefix of [...owners.keys(), ...nodes.keys()]) holding.set(prefix, undefined);
+      endpoints.clear();
+      holders.clear();
+      this.#isFirst = false;
+    }
+    for (const { allowedIp } of gone) holding.set(allowedIp, undefined);
+    for (const claim of decided)
+      if (claim.state === "held") holding.set(claim.allowedIp, claim);
+      else if (!holding.has(claim.allowedIp)) holding.set(claim.allowedIp, undefined);
+    for (const [prefix, found] of holding) {
+      if (found === undefined && !owners.has(prefix) && !nodes.has(prefix)) continue;
+      const claim = found ?? this.#index.heldAt(prefix);
+      // What a node holds that is not known yet stays with it.
+      if (claim?.node.startsWith(unknown)) continue;
+      const claimant = claim && this.#nodes.get(claim.node);
+      const key = claimant && keyOf(claimant);
+      put(owners, prefix, key);
+      put(nodes, prefix, key === undefined || claimant?.key.decided ? claim?.node : undefined);
+    }
+    for (const settled of before.values()) put(endpoints, settled?.publicKey, undefined);
+    for (const name of before.keys()) {
+      const settled = this.get(name);
+      if (settled) put(endpoints, settled.publicKey, wayTo(settled.record, this.#own.reaches));
+    }
+    for (const key of keys) {
+      const [name = ""] = this.#byKey.get(key) ?? [];
+      const { holder, decided } = this.#nodes.get(name)?.key ?? {};
+      put(holders, key, decided && holder !== this.#own.name ? holder : undefined);
+    }
+    this.#pending = new Set();
+    for (const claim of decided) if (this.#rankOf(claim) !== claim.rank) this.#pending.add(claim);
+  }
+}
+
+function put(map: Map<string, string>, key: string | undefined, value: string | undefined): void {
+  if (key === undefined) return;
+  if (value === undefined) map.delete(key);
+  else map.set(key, value);
+}
+
+/** Its key, if that is its own. */
+function keyOf({ record, key }: Claimant): string | undefined {
+  return key.holder === record.name ? record.publicKey : undefined;
+}
+
+function isSame(a: SettledNode, b: SettledNode): boolean {
+  return (
+    a.record === b.record &&
+    a.publicKey === b.publicKey &&
+    Bun.deepEquals([a.podCidrs, a.addresses, a.refused], [b.podCidrs, b.addresses, b.refused])
   );
-  for (const index of open) {
-    if (items[index]?.state !== "open") continue;
-    // All were found before any is decided: what loses to one still contests the others.
-    const rival = openAround(index) ?? openWithin(index) ?? (isPodCidr(index) ? endpoints(index) : undefined);
-    if (rival) lose(index, rival, "contested");
-    else items[index]!.state = "held";
-  }
-}
-
-function collision(claim: Claim, rival: Claim, state: "refused" | "contested"): string {
-  const mine = `${claim.kind} ${claim.prefix}`;
-  if (rival.kind === "network") return `${mine} covers ${rival.prefix}, which is on a link of this node`;
-  if (rival.kind === "endpoint")
-    return `${mine} has ${rival.prefix} in it, an endpoint of node ${rival.node}: it is sent to nobody`;
-  const both =
-    claim.kind === rival.kind && claim.prefix === rival.prefix
-      ? `${mine} is claimed by node ${rival.node} too`
-      : `${mine} overlaps ${rival.kind} ${rival.prefix} of node ${rival.node}`;
-  return state === "refused"
-    ? `${both}, which had it first`
-    : `${both}: neither has it until one gives it up or its Node is deleted`;
 }

@@ -14,70 +14,60 @@ export interface Standing {
   holders: ReadonlyMap<string, string>;
 }
 
-/** Takes down why something that a node claims does not hold. */
-export type Refuse = (node: string, problem: string) => void;
-
-export interface SettledKeys {
-  /** By node name, its key if it is its own. */
-  keys: ReadonlyMap<string, string>;
+export interface SettledKey {
+  /** The name of the node whose it is, our own perhaps. */
+  holder: string;
   /**
-   * Keys of several nodes of which none is known to have had it. The one that fits best has it for now, and is judged
-   * again in the next pass: were it remembered, it could take the key away by changing what it claims.
+   * False for a key of several nodes of which none is known to have had it. The one that fits best has it for now, and is
+   * judged again in the next pass: were it remembered, it could take the key away by changing what it claims.
    */
-  undecided: ReadonlySet<string>;
+  decided: boolean;
 }
 
-/** @param nodes all nodes but our own */
-export function settleKeys(
+/** @param claiming the nodes that have this key, our own not among them */
+export function settleKey(
+  key: string,
+  claiming: readonly [NodeRecord, ...NodeRecord[]],
   own: { name: string; publicKey: string | null; reaches: readonly Family[] },
-  nodes: readonly NodeRecord[],
   standing: Standing,
-  refuse: Refuse,
-): SettledKeys {
-  const claimants = new Map<string, NodeRecord[]>();
-  for (const node of nodes) {
-    if (node.publicKey === undefined) continue;
-    const others = claimants.get(node.publicKey);
-    if (others) others.push(node);
-    else claimants.set(node.publicKey, [node]);
-  }
-  const keys = new Map<string, string>();
-  const undecided = new Set<string>();
-  for (const [key, claiming] of claimants) {
-    const known = claiming.find((node) => node.name === standing.holders.get(key));
-    const holder = key === own.publicKey ? own : (known ?? best(claiming, own.reaches, standing));
-    if (holder !== own) keys.set(holder.name, key);
-    if (known === undefined && claiming.length > 1) undecided.add(key);
-    for (const node of claiming)
-      if (node !== holder)
-        refuse(
-          node.name,
-          `its public key is that of node ${holder.name}: delete its private key file and restart its agent`,
-        );
-  }
-  return { keys, undecided };
+): SettledKey {
+  const known = claiming.find((node) => node.name === standing.holders.get(key));
+  const { name } = key === own.publicKey ? own : (known ?? best(claiming, own.reaches, standing));
+  return { holder: name, decided: known !== undefined || claiming.length === 1 };
 }
 
-function best(claiming: readonly NodeRecord[], reaches: readonly Family[], standing: Standing): NodeRecord {
-  const [first, ...rest] = claiming.map((node) => ({ node, fit: fitOf(node, reaches, standing) }));
-  if (first === undefined) throw new Error("a key that no node has is nobody's");
-  return rest.reduce(
-    (a, b) => (b.fit > a.fit || (b.fit === a.fit && olderFirst(b.node, a.node) < 0) ? b : a),
-    first,
-  ).node;
+/** What a node is told that has the key of another. */
+export function copiedFrom(holder: string): string {
+  return `its public key is that of node ${holder}: delete its private key file and restart its agent`;
+}
+
+/** The address that a node's packets go to. */
+export function wayTo({ endpoints }: NodeRecord, reaches: readonly Family[]): string | undefined {
+  return endpoints.find((address) => reaches.includes(familyOf(address)));
+}
+
+function best(
+  [first, ...rest]: readonly [NodeRecord, ...NodeRecord[]],
+  reaches: readonly Family[],
+  standing: Standing,
+): NodeRecord {
+  const judge = (node: NodeRecord) => ({ node, fit: fitOf(node, reaches, standing) });
+  return rest
+    .map(judge)
+    .reduce(
+      (a, b) => (b.fit > a.fit || (b.fit === a.fit && olderFirst(b.node, a.node) < 0) ? b : a),
+      judge(first),
+    ).node;
 }
 
 /** How much of what a node says is in the tunnel: most of all its prefixes, then where its packets go. */
-function fitOf(
-  { publicKey = "", podCidrs, addresses, endpoints }: NodeRecord,
-  reaches: readonly Family[],
-  standing: Standing,
-): number {
+function fitOf(node: NodeRecord, reaches: readonly Family[], standing: Standing): number {
+  const { publicKey = "", podCidrs, addresses } = node;
   const held = [...podCidrs, ...addresses.map(hostPrefix)].filter(
     (prefix) => standing.owners.get(prefix) === publicKey,
   );
   // An address further down the list is not where packets would go.
-  const way = endpoints.find((address) => reaches.includes(familyOf(address)));
+  const way = wayTo(node, reaches);
   const used = way !== undefined && way === standing.endpoints.get(publicKey);
   return 2 * held.length + Number(used);
 }
