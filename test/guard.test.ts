@@ -153,6 +153,14 @@ async function firewall(node: LightNode, backend: string): Promise<string> {
   return text.replaceAll(/ counter packets \d+ bytes \d+/g, "");
 }
 
+/** The first rule that drops lets pass, under the comment that it had. */
+const replacedByNft = `
+  set -- $(nft -a list table inet wigglenet | awk '/chain / { chain = $2 } / drop / { comment = match($0, /comment "[^"]*"/) ? substr($0, RSTART, RLENGTH) : ""; print chain, $NF, comment; exit }')
+  nft replace rule inet wigglenet "$1" handle "$2" counter accept $3 $4`;
+const replacedByIptables = `
+  comment=$(iptables-nft -S WIGGLENET-FILTER 1 | grep -o -- '-m comment --comment [^ ]*' | tr -d '"' || true)
+  iptables-nft -R WIGGLENET-FILTER 1 $comment -j RETURN`;
+
 describe.each([
   [
     "nftables",
@@ -161,6 +169,7 @@ describe.each([
       "nft flush chain inet wigglenet forward",
       "nft flush set inet wigglenet own-ipv4",
       "nft add rule inet wigglenet input drop",
+      ["a rule replaced under the same comment", replacedByNft],
     ],
   ],
   [
@@ -169,6 +178,7 @@ describe.each([
       "iptables-nft -F WIGGLENET-FILTER",
       "iptables-nft -D FORWARD -j WIGGLENET-FILTER",
       "ip6tables-nft -t mangle -F",
+      ["a rule replaced under the same comment", replacedByIptables],
     ],
   ],
 ])("%s", (backend, harms) => {
@@ -276,7 +286,8 @@ describe.each([
     expect(await capture.stop()).toEqual([]);
   });
 
-  test.each(harms)("%s: repaired within a second", async (harm) => {
+  const named = harms.map((harm) => (typeof harm === "string" ? [harm, harm] : harm) as [string, string]);
+  test.each(named)("%s: repaired within a second", async (_, harm) => {
     const before = await firewall(nodes[0], backend);
     expect(before).not.toBe("");
     const repairs = () => nodes[0].agentLog().filter((line) => line.msg === "firewall");

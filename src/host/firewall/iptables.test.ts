@@ -245,6 +245,10 @@ describe("what was listed", () => {
     expect(parseChain(listed)).toEqual(both);
   });
 
+  test("a rule that does something else under the same comment is another", () => {
+    expect(parseChain(listedNft.replace("-j DROP", "-j RETURN"))).not.toEqual(parseChain(listedNft));
+  });
+
   test.each<[title: string, listing: string, fingerprints: string[]]>([
     ["an empty chain", "-N WIGGLENET-FILTER\n", []],
     [

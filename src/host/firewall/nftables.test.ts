@@ -141,6 +141,11 @@ describe("what nft listed", () => {
     expect(parseRuleset(counted).passed).toBe(7 + 7);
   });
 
+  test("a rule that does something else under the same comment is another", () => {
+    const observed = parseRuleset(listed.replace('{"drop": null}', '{"accept": null}'));
+    expect(diffRuleset(desired(), observed)).not.toEqual([]);
+  });
+
   test("the order of a listing is the kernel's", () => {
     const { nftables } = JSON.parse(listed);
     const [first, ...others] = nftables.filter((entry: object) => !("rule" in entry));
