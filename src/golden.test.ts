@@ -107,7 +107,6 @@ test("a cluster of two nodes: what the first is told", async () => {
     address add fd00:10:244:1::1/128 dev wigglenet nodad
     END
     nft -f - <<'END'
-    delete table inet wigglenet
     add table inet wigglenet
     add set inet wigglenet own-ipv4 { type ipv4_addr; flags interval; elements = { 10.244.1.0/24 }; }
     add set inet wigglenet own-ipv6 { type ipv6_addr; flags interval; elements = { fd00:10:244:1::/64 }; }
@@ -124,65 +123,85 @@ test("a cluster of two nodes: what the first is told", async () => {
     add set inet wigglenet keep-ipv4 { type ipv4_addr; flags interval; }
     add set inet wigglenet keep-ipv6 { type ipv6_addr; flags interval; }
     add chain inet wigglenet prerouting { type filter hook prerouting priority -90; policy accept; }
-    add rule inet wigglenet prerouting meta nfproto ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction original ct reply ip daddr @own-ipv4 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting meta nfproto ipv4 ct direction reply ct status & dnat == 0 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
-    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr ::/128 accept
-    add rule inet wigglenet prerouting meta nfproto ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction original ct reply ip6 daddr @own-ipv6 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting meta nfproto ipv6 ct direction reply ct status & dnat == 0 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add chain inet wigglenet prerouting-ipv4
+    add chain inet wigglenet prerouting-ipv6
     add chain inet wigglenet input { type filter hook input priority 0; policy accept; }
-    add rule inet wigglenet input meta nfproto ipv4 iifname "lo" accept
-    add rule inet wigglenet input meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet input meta nfproto ipv4 ip saddr @unencrypted-ipv4 accept
-    add rule inet wigglenet input meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet input meta nfproto ipv6 iifname "lo" accept
-    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 133 accept
-    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 134 accept
-    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 135 accept
-    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 136 accept
-    add rule inet wigglenet input meta nfproto ipv6 icmpv6 type 137 accept
-    add rule inet wigglenet input meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet input meta nfproto ipv6 ip6 saddr @unencrypted-ipv6 accept
-    add rule inet wigglenet input meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add chain inet wigglenet input-ipv4
+    add chain inet wigglenet input-ipv6
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
-    add rule inet wigglenet forward meta nfproto ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward meta nfproto ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward meta nfproto ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state new,established ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add chain inet wigglenet forward-ipv4
+    add chain inet wigglenet forward-ipv6
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter accept
-    add rule inet wigglenet postrouting meta nfproto ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter accept
-    add rule inet wigglenet postrouting meta nfproto ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
+    add chain inet wigglenet postrouting-ipv4
+    add chain inet wigglenet postrouting-ipv6
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
-    add rule inet wigglenet srcnat meta nfproto ipv4 ct status & dnat != 0 ip saddr @remote-ipv4 ip daddr != @own-ipv4 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv6 ct status & dnat != 0 ip6 saddr @remote-ipv6 ip6 daddr != @own-ipv6 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
-    add rule inet wigglenet srcnat meta nfproto ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
+    add chain inet wigglenet srcnat-ipv4
+    add chain inet wigglenet srcnat-ipv6
+    add rule inet wigglenet prerouting meta nfproto ipv4 goto prerouting-ipv4
+    add rule inet wigglenet prerouting meta nfproto ipv6 goto prerouting-ipv6
+    add rule inet wigglenet prerouting-ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet prerouting-ipv4 ct direction original ct reply ip daddr @own-ipv4 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting-ipv4 ct direction reply ct status & dnat == 0 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
+    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr ::/128 accept
+    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet prerouting-ipv6 ct direction original ct reply ip6 daddr @own-ipv6 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting-ipv6 ct direction reply ct status & dnat == 0 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet input meta nfproto ipv4 goto input-ipv4
+    add rule inet wigglenet input meta nfproto ipv6 goto input-ipv6
+    add rule inet wigglenet input-ipv4 iifname "lo" accept
+    add rule inet wigglenet input-ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet input-ipv4 ip saddr @unencrypted-ipv4 accept
+    add rule inet wigglenet input-ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet input-ipv6 iifname "lo" accept
+    add rule inet wigglenet input-ipv6 icmpv6 type 133 accept
+    add rule inet wigglenet input-ipv6 icmpv6 type 134 accept
+    add rule inet wigglenet input-ipv6 icmpv6 type 135 accept
+    add rule inet wigglenet input-ipv6 icmpv6 type 136 accept
+    add rule inet wigglenet input-ipv6 icmpv6 type 137 accept
+    add rule inet wigglenet input-ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet input-ipv6 ip6 saddr @unencrypted-ipv6 accept
+    add rule inet wigglenet input-ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet forward meta nfproto ipv4 goto forward-ipv4
+    add rule inet wigglenet forward meta nfproto ipv6 goto forward-ipv6
+    add rule inet wigglenet forward-ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet forward-ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet postrouting meta nfproto ipv4 goto postrouting-ipv4
+    add rule inet wigglenet postrouting meta nfproto ipv6 goto postrouting-ipv6
+    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
+    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter accept
+    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
+    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
+    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter accept
+    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
+    add rule inet wigglenet srcnat meta nfproto ipv4 goto srcnat-ipv4
+    add rule inet wigglenet srcnat meta nfproto ipv6 goto srcnat-ipv6
+    add rule inet wigglenet srcnat-ipv4 ct status & dnat != 0 ip saddr @remote-ipv4 ip daddr != @own-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
+    add rule inet wigglenet srcnat-ipv6 ct status & dnat != 0 ip6 saddr @remote-ipv6 ip6 daddr != @own-ipv6 masquerade fully-random
+    add rule inet wigglenet srcnat-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
+    add rule inet wigglenet srcnat-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
     END
     wg set wigglenet peer AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= endpoint 192.0.2.12:24601 allowed-ips 10.244.2.0/24,192.0.2.12/32,2001:db8::12/128,fd00:10:244:2::/64
     ip -force -batch - <<'END'

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Desired, plan } from "./desired.ts";
-import type { Firewall, Rule } from "./firewall/firewall.ts";
+import type { Firewall, Rule } from "./firewall/model.ts";
 import { input, keyless, native, node, peersOf, type Tweak, underlay } from "./fixtures/input.ts";
 
 test("two nodes, dual-stack: all of it", () => {
@@ -229,16 +229,14 @@ describe("link, rules, MTU, firewall, CNI file", () => {
     addresses: link?.addresses,
     rules: [...new Set(rules.map((rule) => rule.family))],
     ...firewall.sets,
-    marked: familiesOf(firewall, "mark"),
-    dropped: familiesOf(firewall, "drop"),
+    marked: familiesOf(rulesOf(firewall), "mark"),
+    dropped: familiesOf(rulesOf(firewall), "drop"),
     masqueraded: familiesOf(own(firewall), "masquerade-random", "masquerade"),
     cniMtu: cni?.plugins[0]?.mtu,
   });
-  const own = (firewall: Firewall) => ({
-    ...firewall,
-    rules: firewall.rules.filter((rule) => rule.match.from === "@own"),
-  });
-  const familiesOf = ({ rules }: Firewall, ...verdicts: Rule["verdict"][]) => [
+  const rulesOf = ({ chains }: Firewall) => chains.flatMap(({ rules }) => rules);
+  const own = (firewall: Firewall) => rulesOf(firewall).filter((rule) => rule.match.from === "@own");
+  const familiesOf = (rules: Rule[], ...verdicts: Rule["verdict"][]) => [
     ...new Set(rules.filter((rule) => verdicts.includes(rule.verdict)).map((rule) => rule.family)),
   ];
   test.each<[title: string, Tweak, expected: object]>([

@@ -2,7 +2,8 @@
 import { compareAddresses, contains, type Family, families, familyOf, hostPrefix } from "../net/address.ts";
 import type { Underlay } from "../net/lookup.ts";
 import { type CniList, cniList } from "./cni.ts";
-import { type Firewall, firewall } from "./firewall/firewall.ts";
+import { firewall } from "./firewall/firewall.ts";
+import type { Firewall } from "./firewall/model.ts";
 import { blocked, inside } from "./overlay/blocked.ts";
 import { type SettledNode, type Standing, settle } from "./overlay/claims.ts";
 import type { NodeRecord } from "./overlay/node.ts";

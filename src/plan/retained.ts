@@ -1,7 +1,7 @@
 /** While not all is known of the cluster: a desired state in which nothing is missing that is there. */
 import { compareAddresses } from "../net/address.ts";
 import { type Desired, outermost, type Peer } from "./desired.ts";
-import type { Firewall, SetName } from "./firewall/firewall.ts";
+import type { Firewall, SetName } from "./firewall/model.ts";
 import { compareRoutes, type Route, type Rule, routePlace, ruleKey } from "./overlay/routes.ts";
 
 /** What is there of ours. */

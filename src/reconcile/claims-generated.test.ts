@@ -1,7 +1,8 @@
 /** Annotations that somebody could write, through all of an agent that is pure: a Node, its claims, the plan, the diffs. */
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { diffRuleset, type ObservedRuleset, ruleset, settledRuleset } from "../host/firewall/nftables.ts";
+import { diffRuleset, ruleset, settledRuleset } from "../host/firewall/nftables.ts";
+import type { ObservedRuleset } from "../host/firewall/nftlisting.ts";
 import { diffPeers } from "../host/peers.ts";
 import { diffRoutes, type ObservedRoutes, settledRoutes } from "../host/routes.ts";
 import { standing, type Tunnel } from "../host/wireguard.ts";

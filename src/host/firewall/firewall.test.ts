@@ -38,7 +38,7 @@ function commands(backend: Backend, observed: ObservedFirewall, tweak: Tweak = {
   });
 }
 
-const byNftables = ["nft +91 -0"];
+const byNftables = ["nft +111 -0"];
 const sets = ["ipset +24 -0"];
 const chains = (variant: string) => [
   `iptables-${variant}-restore *mangle +9 -0`,

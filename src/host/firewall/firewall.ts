@@ -1,36 +1,26 @@
 /** Which of the backends writes the firewall down, and that nothing is left of the others. */
 
 import { families } from "../../net/address.ts";
-import type { Firewall, SetName } from "../../plan/firewall/firewall.ts";
+import type { Firewall, SetName } from "../../plan/firewall/model.ts";
 import type { Command } from "../command.ts";
 import { listChains, type NftChain } from "../events/nfnetlink.ts";
 import { readIfThere } from "../files.ts";
+import { diffSets, type ObservedSets, observeSets, setName, sets } from "./ipset.ts";
 import {
   acceptingChains,
   type Chain,
   chains,
   diffChains,
-  diffSets,
   droppingPolicies,
   hasChain,
   type ObservedChains,
-  type ObservedSets,
   observeChains,
-  observeSets,
-  setName,
-  sets,
   settledChains,
   type Variant,
   variants,
 } from "./iptables.ts";
-import {
-  diffRuleset,
-  type ObservedRuleset,
-  observeRuleset,
-  removal,
-  ruleset,
-  settledRuleset,
-} from "./nftables.ts";
+import { diffRuleset, removal, ruleset, settledRuleset } from "./nftables.ts";
+import { type ObservedRuleset, observeRuleset } from "./nftlisting.ts";
 
 export type Backend = "nftables" | `iptables-${Variant}`;
 
@@ -139,7 +129,7 @@ export function settledFirewall(
     settledChains(wantedChains(variant, backend, desired, observed)),
   ]);
   return {
-    ruleset: backend === "nftables" ? settledRuleset(ruleset(desired)) : undefined,
+    ruleset: backend === "nftables" ? settledRuleset(ruleset(desired), observed.ruleset) : undefined,
     chains: Object.fromEntries(chains),
     sets: backend === "nftables" ? {} : sets(desired),
     dropping: observed.dropping,

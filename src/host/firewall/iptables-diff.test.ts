@@ -2,14 +2,8 @@ import { describe, expect, test } from "bun:test";
 import { families } from "../../net/address.ts";
 import type { Command } from "../command.ts";
 import { accepting, type Tweak, text, wanted, wantedSets } from "./fixtures/iptables.ts";
-import {
-  type Chain,
-  diffChains,
-  diffSets,
-  type ObservedChains,
-  type ObservedSets,
-  settledChains,
-} from "./iptables.ts";
+import { diffSets, type ObservedSets } from "./ipset.ts";
+import { type Chain, diffChains, type ObservedChains, settledChains } from "./iptables.ts";
 
 /** The same, line by line, of one program. */
 function lines(commands: readonly Command[]): string[] {
@@ -97,7 +91,7 @@ describe("chains: desired and observed → iptables-restore", () => {
   const settled = (tweak: Tweak = {}) => settledChains(wanted(tweak));
   const tweaked = (name: string, tweak: Partial<NonNullable<ObservedChains[string]>>): ObservedChains => ({
     ...settled(),
-    [name]: { fingerprints: [], jump: false, ...settled()[name], ...tweak },
+    [name]: { rules: [], jump: false, ...settled()[name], ...tweak },
   });
   const rules = (name: string, tweak: Tweak = {}) => {
     const chain = wanted(tweak).find((each) => `${each.family} ${each.table} ${each.chain}` === name);
@@ -109,6 +103,13 @@ describe("chains: desired and observed → iptables-restore", () => {
     ...changes,
     "COMMIT",
   ];
+  const regular = (chain: string, ...rules: string[]): Chain => ({
+    family: "ipv4",
+    table: "filter",
+    chain,
+    place: undefined,
+    rules,
+  });
   const input = "ipv4 filter WIGGLENET-INPUT";
   const srcnat = "ipv6 nat WIGGLENET-SRCNAT";
 
@@ -123,14 +124,26 @@ describe("chains: desired and observed → iptables-restore", () => {
     [
       "a chain was flushed",
       wanted(),
-      tweaked(input, { fingerprints: [] }),
-      restore("iptables", "filter", ":WIGGLENET-INPUT - [0:0]", ...rules(input)),
+      tweaked(input, { rules: [] }),
+      restore("iptables", "filter", ...rules(input)),
     ],
     [
       "a rule was added by hand",
       wanted(),
-      tweaked(srcnat, { fingerprints: ["", ...(settled()[srcnat]?.fingerprints ?? [])] }),
-      restore("ip6tables", "nat", ":WIGGLENET-SRCNAT - [0:0]", ...rules(srcnat)),
+      tweaked(srcnat, { rules: ["-j ACCEPT", ...(settled()[srcnat]?.rules ?? [])] }),
+      restore("ip6tables", "nat", "-D WIGGLENET-SRCNAT 1"),
+    ],
+    [
+      "a rule was replaced by hand",
+      wanted(),
+      tweaked(srcnat, { rules: settled()[srcnat]!.rules.with(1, "-j ACCEPT") }),
+      restore(
+        "ip6tables",
+        "nat",
+        "-D WIGGLENET-SRCNAT 3",
+        "-D WIGGLENET-SRCNAT 2",
+        ...rules(srcnat).slice(1),
+      ),
     ],
     [
       "a chain's jump is missing: its rules stay",
@@ -157,13 +170,15 @@ describe("chains: desired and observed → iptables-restore", () => {
       settled(),
       families.flatMap((family) => {
         const program = family === "ipv4" ? "iptables" : "ip6tables";
-        const made = (table: string, chain: string) => [
-          `:${chain} - [0:0]`,
-          ...rules(`${family} ${table} ${chain}`, { masquerade: off }),
-        ];
+        const gone = (table: string, chain: string) => {
+          const stay = rules(`${family} ${table} ${chain}`, { masquerade: off });
+          return rules(`${family} ${table} ${chain}`)
+            .flatMap((rule, index) => (stay.includes(rule) ? [] : [`-D ${chain} ${index + 1}`]))
+            .reverse();
+        };
         return [
-          ...restore(program, "filter", ...made("filter", "WIGGLENET-FILTER")),
-          ...restore(program, "nat", ...made("nat", "WIGGLENET-SRCNAT")),
+          ...restore(program, "filter", ...gone("filter", "WIGGLENET-FILTER")),
+          ...restore(program, "nat", ...gone("nat", "WIGGLENET-SRCNAT")),
         ];
       }),
     ],
@@ -214,7 +229,7 @@ describe("chains: desired and observed → iptables-restore", () => {
     [
       "what is left of a removal that was cut short",
       [],
-      { [input]: { fingerprints: ["", ""], jump: false }, [srcnat]: { fingerprints: [], jump: true } },
+      { [input]: { rules: ["-j DROP"], jump: false }, [srcnat]: { rules: [], jump: true } },
       [
         ...restore("iptables", "filter", ":WIGGLENET-INPUT - [0:0]", "-X WIGGLENET-INPUT"),
         ...restore(
@@ -227,6 +242,29 @@ describe("chains: desired and observed → iptables-restore", () => {
       ],
     ],
     ["none is wanted, and none is there", [], { [input]: undefined }, []],
+    [
+      "regular chains: declared before the rules that lead to them, deleted after these, each by itself",
+      [...wanted(), regular("WIGGLENET-NEW", "-j RETURN")].map((chain) =>
+        chain.family === "ipv4" && chain.chain === "WIGGLENET-INPUT"
+          ? { ...chain, rules: [...chain.rules, "-j WIGGLENET-NEW"] }
+          : chain,
+      ),
+      {
+        ...settledChains([regular("WIGGLENET-OLD", "-j RETURN")]),
+        ...settled(),
+        [input]: { rules: [...settled()[input]!.rules, "-j WIGGLENET-OLD"], jump: true },
+      },
+      restore(
+        "iptables",
+        "filter",
+        ":WIGGLENET-NEW - [0:0]",
+        `-D WIGGLENET-INPUT ${settled()[input]!.rules.length + 1}`,
+        "-A WIGGLENET-INPUT -j WIGGLENET-NEW",
+        "-A WIGGLENET-NEW -j RETURN",
+        ":WIGGLENET-OLD - [0:0]",
+        "-X WIGGLENET-OLD",
+      ),
+    ],
   ])("%s", (_, desired, observed, expected) => {
     expect(lines(diffChains("nft", desired, observed))).toEqual(expected);
   });

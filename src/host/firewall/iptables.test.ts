@@ -3,18 +3,8 @@ import listedSet from "../recorded/ipset-remote-ipv4.txt";
 import listedLegacy from "../recorded/iptables-legacy-filter.txt";
 import listedNft from "../recorded/iptables-nft-filter.txt";
 import { accepting, text, wanted, wantedSets } from "./fixtures/iptables.ts";
-import {
-  diffChains,
-  diffSets,
-  type ObservedSets,
-  observeChains,
-  observeSets,
-  parseChain,
-  parsePassed,
-  parseSets,
-  settledChains,
-  variants,
-} from "./iptables.ts";
+import { diffSets, type ObservedSets, observeSets, parseSets } from "./ipset.ts";
+import { diffChains, observeChains, parseChain, parsePassed, settledChains, variants } from "./iptables.ts";
 
 describe("from nothing", () => {
   test("IPv4", () => {
@@ -23,26 +13,25 @@ describe("from nothing", () => {
       "iptables-nft-restore --noflush -w 10
       *mangle
       :WIGGLENET-PREROUTING - [0:0]
+      :WIGGLENET-POSTROUTING - [0:0]
       -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv4 src -m rpfilter --invert -j DROP
       -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
       -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -j MARK --set-xmark 0x1000000/0x1000000
-      -I PREROUTING 1 -j WIGGLENET-PREROUTING
-      :WIGGLENET-POSTROUTING - [0:0]
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv4 dst -m set ! --match-set WIGGLENET-hosts-ipv4 dst -j DROP
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst 10.1.0.0/24 -m set --match-set WIGGLENET-own-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-nodes-ipv4 dst -j DROP
+      -I PREROUTING 1 -j WIGGLENET-PREROUTING
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
       iptables-nft-restore --noflush -w 10
       *filter
       :WIGGLENET-INPUT - [0:0]
+      :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-INPUT -i lo -j RETURN
       -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv4 src -j RETURN
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
-      -I INPUT 1 -j WIGGLENET-INPUT
-      :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-unencrypted-ipv4 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
@@ -58,6 +47,7 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -i wigglenet -m set --match-set WIGGLENET-own-ipv4 dst -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -I INPUT 1 -j WIGGLENET-INPUT
       -I FORWARD 1 -j WIGGLENET-FILTER
       COMMIT
       iptables-nft-restore --noflush -w 10
@@ -80,33 +70,32 @@ describe("from nothing", () => {
       "ip6tables-legacy-restore --noflush -w 10
       *mangle
       :WIGGLENET-PREROUTING - [0:0]
-      -A WIGGLENET-PREROUTING -i veth+ -s fe80::/10 -j RETURN
-      -A WIGGLENET-PREROUTING -i veth+ -s ::/128 -j RETURN
+      :WIGGLENET-POSTROUTING - [0:0]
+      -A WIGGLENET-PREROUTING -s fe80::/10 -i veth+ -j RETURN
+      -A WIGGLENET-PREROUTING -s ::/128 -i veth+ -j RETURN
       -A WIGGLENET-PREROUTING -i veth+ -m set ! --match-set WIGGLENET-own-ipv6 src -m rpfilter --invert -j DROP
       -A WIGGLENET-PREROUTING -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
       -A WIGGLENET-PREROUTING -m conntrack --ctdir REPLY -m conntrack ! --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -j MARK --set-xmark 0x1000000/0x1000000
-      -I PREROUTING 1 -j WIGGLENET-PREROUTING
-      :WIGGLENET-POSTROUTING - [0:0]
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-remote-ipv6 dst -m set ! --match-set WIGGLENET-hosts-ipv6 dst -j DROP
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir REPLY -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m conntrack --ctdir ORIGINAL -m conntrack ! --ctrepldst fd00:1::/64 -m set --match-set WIGGLENET-own-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j RETURN
       -A WIGGLENET-POSTROUTING ! -o wigglenet -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-nodes-ipv6 dst -j DROP
+      -I PREROUTING 1 -j WIGGLENET-PREROUTING
       -I POSTROUTING 1 -j WIGGLENET-POSTROUTING
       COMMIT
       ip6tables-legacy-restore --noflush -w 10
       *filter
       :WIGGLENET-INPUT - [0:0]
+      :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-INPUT -i lo -j RETURN
-      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 133 -j RETURN
-      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 134 -j RETURN
-      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 135 -j RETURN
-      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 136 -j RETURN
-      -A WIGGLENET-INPUT -p icmpv6 --icmpv6-type 137 -j RETURN
+      -A WIGGLENET-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 133 -j RETURN
+      -A WIGGLENET-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -j RETURN
+      -A WIGGLENET-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j RETURN
+      -A WIGGLENET-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j RETURN
+      -A WIGGLENET-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 137 -j RETURN
       -A WIGGLENET-INPUT ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-INPUT -m set --match-set WIGGLENET-unencrypted-ipv6 src -j RETURN
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
-      -I INPUT 1 -j WIGGLENET-INPUT
-      :WIGGLENET-FILTER - [0:0]
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-unencrypted-ipv6 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
@@ -120,14 +109,15 @@ describe("from nothing", () => {
       -A WIGGLENET-FILTER -m conntrack --ctstate RELATED,ESTABLISHED -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -m conntrack --ctstate DNAT -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -i veth+ -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 1 -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 2 -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 3 -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 4 -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 128 -j RETURN
-      -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -p icmpv6 --icmpv6-type 129 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 1 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 2 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 3 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 4 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 128 -j RETURN
+      -A WIGGLENET-FILTER -p ipv6-icmp -m set --match-set WIGGLENET-own-ipv6 dst -m icmp6 --icmpv6-type 129 -j RETURN
       -A WIGGLENET-FILTER -i wigglenet -m set --match-set WIGGLENET-own-ipv6 dst -j RETURN
       -A WIGGLENET-FILTER -m set --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -I INPUT 1 -j WIGGLENET-INPUT
       -I FORWARD 1 -j WIGGLENET-FILTER
       COMMIT
       ip6tables-legacy-restore --noflush -w 10
@@ -171,26 +161,26 @@ describe("from nothing", () => {
       "ipset restore
       create WIGGLENET-own-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-own-ipv4 10.1.0.0/24
-      create WIGGLENET-own-ipv6 hash:net family inet6 maxelem 262144
-      add WIGGLENET-own-ipv6 fd00:1::/64
       create WIGGLENET-remote-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-remote-ipv4 10.1.1.0/24
       add WIGGLENET-remote-ipv4 10.1.2.7
-      create WIGGLENET-remote-ipv6 hash:net family inet6 maxelem 262144
-      add WIGGLENET-remote-ipv6 fd00:1:0:1::/64
       create WIGGLENET-hosts-ipv4 hash:net family inet maxelem 262144
-      create WIGGLENET-hosts-ipv6 hash:net family inet6 maxelem 262144
       create WIGGLENET-nodes-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-nodes-ipv4 192.0.2.1
-      create WIGGLENET-nodes-ipv6 hash:net family inet6 maxelem 262144
-      add WIGGLENET-nodes-ipv6 2001:db8::1
       create WIGGLENET-native-ipv4 hash:net family inet maxelem 262144
-      create WIGGLENET-native-ipv6 hash:net family inet6 maxelem 262144
       create WIGGLENET-unencrypted-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-unencrypted-ipv4 10.1.1.0/24
-      create WIGGLENET-unencrypted-ipv6 hash:net family inet6 maxelem 262144
       create WIGGLENET-keep-ipv4 hash:net family inet maxelem 262144
       add WIGGLENET-keep-ipv4 172.20.0.0/16
+      create WIGGLENET-own-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-own-ipv6 fd00:1::/64
+      create WIGGLENET-remote-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-remote-ipv6 fd00:1:0:1::/64
+      create WIGGLENET-hosts-ipv6 hash:net family inet6 maxelem 262144
+      create WIGGLENET-nodes-ipv6 hash:net family inet6 maxelem 262144
+      add WIGGLENET-nodes-ipv6 2001:db8::1
+      create WIGGLENET-native-ipv6 hash:net family inet6 maxelem 262144
+      create WIGGLENET-unencrypted-ipv6 hash:net family inet6 maxelem 262144
       create WIGGLENET-keep-ipv6 hash:net family inet6 maxelem 262144
       add WIGGLENET-keep-ipv6 2001:db8:9::9
       "
@@ -234,13 +224,13 @@ describe("from nothing", () => {
 
 describe("what was listed", () => {
   const forward = (family: "ipv4" | "ipv6") =>
-    settledChains(wanted())[`${family} filter WIGGLENET-FILTER`]?.fingerprints ?? [];
+    settledChains(wanted())[`${family} filter WIGGLENET-FILTER`]?.rules ?? [];
   const both = [...forward("ipv4"), ...forward("ipv6")];
 
   test.each([
     ["iptables-nft", listedNft],
     ["iptables-legacy", listedLegacy],
-  ])("%s -S: the fingerprints of what was loaded", (_, listed) => {
+  ])("%s -S: the rules that were loaded", (_, listed) => {
     expect(both.length).toBe(36);
     expect(parseChain(listed)).toEqual(both);
   });
@@ -249,17 +239,27 @@ describe("what was listed", () => {
     expect(parseChain(listedNft.replace("-j DROP", "-j RETURN"))).not.toEqual(parseChain(listedNft));
   });
 
-  test.each<[title: string, listing: string, fingerprints: string[]]>([
+  test.each<[title: string, listing: string, rules: string[]]>([
     ["an empty chain", "-N WIGGLENET-FILTER\n", []],
+    ["a rule that matches everything", "-N X\n-A X -j ACCEPT\n", ["-j ACCEPT"]],
+    ["what it has counted", "-A X -i lo -c 12 3456 -j DROP\n", ["-i lo -j DROP"]],
+    [
+      "the comment that an earlier agent gave it",
+      '-A X -i lo -m comment --comment "wigglenet:4f42e499a137" -m conntrack --ctdir REPLY -c 1 2 -j DROP\n',
+      ["-i lo -m conntrack --ctdir REPLY -j DROP"],
+    ],
     [
       "no quotes, as older versions print it",
       "-A X -m comment --comment wigglenet:4f42e499a137 -j DROP\n",
-      ["4f42e499a137"],
+      ["-j DROP"],
     ],
-    ["a rule without a comment", "-N X\n-A X -j ACCEPT\n", [""]],
-    ["a comment of another's", '-A X -m comment --comment "not wigglenet: 4f42e499a137" -j ACCEPT\n', [""]],
-  ])("a chain: %s", (_, listing, fingerprints) => {
-    expect(parseChain(listing)).toEqual(fingerprints);
+    [
+      "a comment that looks like more than one",
+      '-A X -m comment --comment "a \\" -j DROP -c 1 2" -c 0 0 -j ACCEPT\n',
+      ["-j ACCEPT"],
+    ],
+  ])("a chain: %s", (_, listing, rules) => {
+    expect(parseChain(listing)).toEqual(rules);
   });
 
   test("packets that were counted as they passed", () => {

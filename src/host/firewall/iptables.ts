@@ -1,20 +1,12 @@
 /**
- * The firewall by iptables and ipset, for kernels without nf_tables and for nodes that keep to iptables: chains and
- * sets named WIGGLENET-*. Of others' chains only the jumps to ours are asked for and made.
+ * The firewall by iptables and ipset, for kernels without nf_tables and for nodes that keep to iptables: chains named
+ * WIGGLENET-*. Of others' chains only the jumps to ours are asked for and made.
  */
 import { type Family, families, familyOf } from "../../net/address.ts";
-import {
-  connectionMarkBit,
-  type Firewall,
-  type Hook,
-  hooks,
-  markBit,
-  type Rule,
-  type SetName,
-  setNames,
-} from "../../plan/firewall/firewall.ts";
-import { $, batch, type Command, CommandError, execute } from "../command.ts";
-import { bare, fingerprint } from "./nftables.ts";
+import { type Firewall, type Hook, hooks } from "../../plan/firewall/model.ts";
+import { $, batch, type Command, CommandError } from "../command.ts";
+import { editsOf } from "./edits.ts";
+import { iptablesRules, listedRule } from "./iptablesrule.ts";
 
 export const variants = ["nft", "legacy"] as const;
 export type Variant = (typeof variants)[number];
@@ -26,6 +18,8 @@ interface Place {
   chain: string;
   position: "first" | "last";
 }
+
+const prefix = "WIGGLENET-";
 
 const places: Record<Hook, Place> = {
   // Before destination NAT, which our conditions do not look at.
@@ -46,90 +40,104 @@ const acceptance: Place = {
 const tool: Record<Family, string> = { ipv4: "iptables", ipv6: "ip6tables" };
 const nftFamily: Record<Family, string> = { ipv4: "ip", ipv6: "ip6" };
 
-/** A chain that a node should have. */
-export type Chain = Place & { family: Family; rules: string[] };
+/** A chain that a node should have; without `parent` and `position` a regular one. */
+export interface Chain {
+  family: Family;
+  table: string;
+  chain: string;
+  place: Place | undefined;
+  rules: string[];
+}
+
+export interface ObservedChain {
+  rules: string[];
+  /** Whether its parent jumps to it; of a regular chain, true. */
+  jump: boolean;
+  /** Packets that the rules have counted which let pass; undefined if it is not known. */
+  passed?: number;
+}
 
 /** The chains of ours that are there, of one variant, by `chainKey`; undefined without the chain. */
-export type ObservedChains = Record<
-  string,
-  /** `passed`: packets that the rules have counted which let pass; undefined if it is not known. */
-  { fingerprints: string[]; jump: boolean; passed?: number } | undefined
->;
-
-/** Members of our sets by name, which both variants share; undefined without the set. */
-export type ObservedSets = Record<string, string[] | undefined>;
+export type ObservedChains = Record<string, ObservedChain | undefined>;
 
 /** The whole firewall by iptables. */
-export function chains({ rules, sets }: Firewall): Chain[] {
-  return families.flatMap((family) =>
-    hooks.map((hook) => ({
-      ...places[hook],
+export function chains(firewall: Firewall): Chain[] {
+  const nameOf = (name: string) =>
+    (hooks as readonly string[]).includes(name)
+      ? places[name as Hook].chain
+      : `${prefix}${name.toUpperCase()}`;
+  return families.flatMap((family) => {
+    const all = firewall.chains.map(({ name, hook, rules }) => ({
       family,
+      table: places[hook].table,
+      chain: nameOf(name),
+      place: name === hook ? places[hook] : undefined,
       rules: rules
-        .filter((rule) => rule.hook === hook && rule.family === family)
-        .flatMap((rule) => words(rule, sets)),
-    })),
-  );
+        .filter((rule) => rule.family === undefined || rule.family === family)
+        .flatMap((rule) => iptablesRules(rule, family, firewall, nameOf)),
+    }));
+    // One that nothing leads to in this family could not be found again.
+    const reached = new Set<string>();
+    const reach = (chain: Chain) => {
+      if (reached.has(chain.chain)) return;
+      reached.add(chain.chain);
+      const next = ledTo(chain.rules.join("\n"));
+      for (const each of all) if (next.includes(each.chain)) reach(each);
+    };
+    for (const chain of all) if (chain.place) reach(chain);
+    return all.filter(({ chain }) => reached.has(chain));
+  });
+}
+
+/** The chains of ours that rules lead to, of a listing or as they are written. */
+function ledTo(rules: string): string[] {
+  return [...rules.matchAll(/(?:^| )-[jg] (WIGGLENET-\S+)$/gm)].map(([, name = ""]) => name);
 }
 
 /** What a policy of DROP needs, whichever the backend. */
-export function acceptingChains({ sets }: Firewall): Chain[] {
+export function acceptingChains({ sets }: Pick<Firewall, "sets">): Chain[] {
   const rules = (family: Family) =>
     sets.own
       .filter((prefix) => familyOf(prefix) === family)
       .flatMap((prefix) => [`-s ${prefix} -j ACCEPT`, `-d ${prefix} -j ACCEPT`]);
-  return families.map((family) => ({ ...acceptance, family, rules: rules(family) }));
-}
-
-/** The sets that the rules name, with their members. */
-export function sets(desired: Firewall): Record<string, string[]> {
-  const entries = setNames.flatMap((set) =>
-    families.map((family) => [
-      setName(set, family),
-      desired.sets[set].filter((value) => familyOf(value) === family).map(bare),
-    ]),
-  );
-  return Object.fromEntries(entries);
+  const { table, chain } = acceptance;
+  return families.map((family) => ({ family, table, chain, place: acceptance, rules: rules(family) }));
 }
 
 const everyPlace = [...Object.values(places), acceptance];
-const everySet = setNames.flatMap((set) => families.map((family) => setName(set, family)));
+const tables = [...new Set(everyPlace.map((place) => place.table))];
 
-/** @param known the chains that there are, as `ip filter FORWARD`, where that is known: the others are not asked for */
+/**
+ * Regular chains are found by what leads to them: the Go implementation has chains of other names that begin as ours do.
+ * @param known the chains that there are, as `ip filter FORWARD`, where that is known: the others are not asked for
+ */
 export async function observeChains(variant: Variant, known?: ReadonlySet<string>): Promise<ObservedChains> {
-  const chain = async (family: Family, { table, parent, chain }: Place) => {
-    if (known && !known.has(`${nftFamily[family]} ${table} ${chain}`)) return undefined;
+  const result: ObservedChains = {};
+  const there = (family: Family, table: string, chain: string) =>
+    known === undefined || known.has(`${nftFamily[family]} ${table} ${chain}`);
+  const look = async (family: Family, table: string, chain: string, parent?: string): Promise<void> => {
+    const key = chainKey({ family, table, chain });
+    if (key in result) return;
+    result[key] = undefined;
+    if (!there(family, table, chain)) return;
     const program = `${tool[family]}-${variant}`;
     // Asked for first: it says plainly that there is no such chain.
-    const jump = await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`);
-    if (jump === "absent") return undefined;
+    const jump = parent && (await answer($`${program} -w 10 -t ${table} -C ${parent} -j ${chain}`));
+    if (jump === "absent") return;
     const listing = await answer($`${program} -w 10 -t ${table} -v -S ${chain}`);
-    return {
-      fingerprints: parseChain(listing),
+    if (listing === "absent") return;
+    result[key] = {
+      rules: parseChain(listing),
       jump: jump !== "no rule",
       passed: parsePassed(listing),
     };
+    await Promise.all(ledTo(listing).map((name) => look(family, table, name)));
   };
-  const entries = families.flatMap((family) =>
-    everyPlace.map(async (place) => [chainKey({ ...place, family }), await chain(family, place)] as const),
+  const asked = families.flatMap((family) =>
+    everyPlace.map(({ table, chain, parent }) => look(family, table, chain, parent)),
   );
-  return Object.fromEntries(await Promise.all(entries));
-}
-
-export async function observeSets(): Promise<ObservedSets> {
-  const names = new Set((await answer($`ipset list -n`)).split("\n"));
-  const there = everySet.filter((name) => names.has(name));
-  // As if typed in: the one way to ask for several and not for others'.
-  const [save] = batch(
-    ["ipset", "-"],
-    there.map((name) => `save ${name}`),
-  );
-  if (save === undefined) return {};
-  const observed = parseSets(await execute(save));
-  const gone = there.filter((name) => observed[name] === undefined);
-  // It ends well all the same.
-  if (gone.length > 0) throw new Error(`ipset did not show ${gone.join(", ")}, which it had listed`);
-  return observed;
+  await Promise.all(asked);
+  return result;
 }
 
 /** What `iptables -v -S CHAIN` says of the rules that count what they let pass: those of connections' own direction. */
@@ -138,101 +146,79 @@ export function parsePassed(listing: string): number {
   return [...counts].reduce((sum, [, packets]) => sum + Number(packets), 0);
 }
 
-/** The fingerprints of `iptables -S CHAIN`, rule by rule. */
+/** The rules of `iptables -v -S CHAIN`, as they are written. */
 export function parseChain(listing: string): string[] {
-  return listing
-    .split("\n")
-    .filter((line) => line.startsWith("-A "))
-    .map((line) => /--comment "?wigglenet:([0-9a-f]{12})"?/.exec(line)?.[1] ?? "");
-}
-
-/** The sets and their members, of what `save SET` printed one after the other, prompts between them. */
-export function parseSets(listing: string): ObservedSets {
-  const result: Record<string, string[]> = {};
-  for (const line of listing.split("\n")) {
-    const [, verb, name = "", member] = /^(?:ipset> )*(create|add) (\S+) (\S+)/.exec(line) ?? [];
-    if (verb === "create") result[name] = [];
-    else if (member) result[name]?.push(member);
-  }
-  return result;
-}
-
-/** Creates and fills sets, before rules name them; or, with `surplus`, destroys what no rule names any more. */
-export function diffSets(
-  desired: Record<string, string[]>,
-  observed: ObservedSets,
-  which: "wanted" | "surplus",
-): Command[] {
-  const lines =
-    which === "surplus"
-      ? Object.keys(observed)
-          .filter((name) => observed[name] && !desired[name])
-          .map((name) => `destroy ${name}`)
-      : Object.entries(desired).flatMap(([name, members]) => {
-          const present = observed[name];
-          const had = new Set(present);
-          const wants = new Set(members);
-          const family = name.endsWith("ipv6") ? "inet6" : "inet";
-          return [
-            ...(present ? [] : [`create ${name} hash:net family ${family} maxelem 262144`]),
-            ...members.filter((value) => !had.has(value)).map((value) => `add ${name} ${value}`),
-            ...(present ?? []).filter((value) => !wants.has(value)).map((value) => `del ${name} ${value}`),
-          ];
-        });
-  return batch(["ipset", "restore"], lines);
+  return listing.split("\n").flatMap((line) => listedRule(line) ?? []);
 }
 
 /** Each table of each family is one transaction. A chain of ours that is not desired is taken away. */
 export function diffChains(variant: Variant, desired: readonly Chain[], observed: ObservedChains): Command[] {
-  const names = [...new Set(everyPlace.map((place) => place.table))];
   return families.flatMap((family) =>
-    names.flatMap((table) => diffTable(variant, family, table, desired, observed)),
+    tables.flatMap((table) => {
+      const lines = diffTable(
+        desired.filter((chain) => chain.family === family && chain.table === table),
+        Object.entries(observed).flatMap(([key, chain]) => {
+          const [ofFamily, ofTable, name = ""] = key.split(" ");
+          return chain && ofFamily === family && ofTable === table ? [[name, chain] as const] : [];
+        }),
+      );
+      return lines.length === 0
+        ? []
+        : batch(
+            [`${tool[family]}-${variant}-restore`, "--noflush", "-w", "10"],
+            [`*${table}`, ...lines, "COMMIT"],
+          );
+    }),
   );
 }
 
+/** What others name comes before these, and goes after them; what stays as it is keeps its counters. */
 function diffTable(
-  variant: Variant,
-  family: Family,
-  table: string,
   desired: readonly Chain[],
-  observed: ObservedChains,
-): Command[] {
-  const lines = everyPlace
-    .filter((place) => place.table === table)
-    .flatMap(({ parent, chain, position }) => {
-      const key = chainKey({ family, table, chain });
-      const present = observed[key];
-      const wanted = desired.find((each) => chainKey(each) === key);
-      if (wanted === undefined)
-        return present
-          ? [`:${chain} - [0:0]`, ...(present.jump ? [`-D ${parent} -j ${chain}`] : []), `-X ${chain}`]
-          : [];
-      const same =
-        present !== undefined && Bun.deepEquals(present.fingerprints, wanted.rules.map(fingerprint));
-      const rules = wanted.rules.map(
-        (rule) => `-A ${chain} -m comment --comment wigglenet:${fingerprint(rule)} ${rule}`,
-      );
-      return [
-        // Declared anew, a chain is empty; the transaction has it full again in the same step.
-        ...(same ? [] : [`:${chain} - [0:0]`, ...rules]),
-        ...(present?.jump
-          ? []
-          : [position === "first" ? `-I ${parent} 1 -j ${chain}` : `-A ${parent} -j ${chain}`]),
-      ];
-    });
-  return lines.length === 0
-    ? []
-    : batch(
-        [`${tool[family]}-${variant}-restore`, "--noflush", "-w", "10"],
-        [`*${table}`, ...lines, "COMMIT"],
-      );
+  observed: readonly (readonly [string, ObservedChain])[],
+): string[] {
+  const present = new Map(observed);
+  const surplus = [...present].filter(([name]) => !desired.some(({ chain }) => chain === name));
+  const parentOf = (name: string) => everyPlace.find((place) => place.chain === name)?.parent;
+  return [
+    ...desired.filter(({ chain }) => !present.has(chain)).map(({ chain }) => `:${chain} - [0:0]`),
+    ...desired.flatMap(({ chain, rules }) => ruleLines(chain, rules, present.get(chain)?.rules ?? [])),
+    ...desired.flatMap(({ chain, place }) => {
+      if (place === undefined || present.get(chain)?.jump) return [];
+      const { parent, position } = place;
+      return [position === "first" ? `-I ${parent} 1 -j ${chain}` : `-A ${parent} -j ${chain}`];
+    }),
+    // Declared anew, a chain is empty.
+    ...surplus.map(([name]) => `:${name} - [0:0]`),
+    ...surplus.flatMap(([name, { jump }]) => {
+      const parent = parentOf(name);
+      return parent !== undefined && jump ? [`-D ${parent} -j ${name}`] : [];
+    }),
+    ...surplus.map(([name]) => `-X ${name}`),
+  ];
+}
+
+function ruleLines(chain: string, wanted: readonly string[], present: readonly string[]): string[] {
+  const edits = editsOf(present, wanted);
+  if (edits === undefined) return [];
+  const add = (rule: string) => `-A ${chain} ${rule}`;
+  // Declared anew, a chain is empty; the transaction has it full again in the same step.
+  if (edits.kept.length === 0 && present.length > 0) return [`:${chain} - [0:0]`, ...wanted.map(add)];
+  const gone = present.map((_, index) => index).filter((index) => !edits.kept.includes(index));
+  return [
+    // By their numbers, the last first, as the ones after a deleted rule move up.
+    ...gone.reverse().map((index) => `-D ${chain} ${index + 1}`),
+    ...wanted
+      .slice(0, edits.from)
+      .reverse()
+      .map((rule) => `-I ${chain} 1 ${rule}`),
+    ...wanted.slice(edits.to).map(add),
+  ];
 }
 
 /** What is there once `diffChains` is done. */
 export function settledChains(desired: readonly Chain[]): ObservedChains {
-  return Object.fromEntries(
-    desired.map((each) => [chainKey(each), { fingerprints: each.rules.map(fingerprint), jump: true }]),
-  );
+  return Object.fromEntries(desired.map((each) => [chainKey(each), { rules: each.rules, jump: true }]));
 }
 
 /** Whether an IPv4 chain is there. */
@@ -250,71 +236,8 @@ export async function droppingPolicies(variant: Variant): Promise<string[]> {
   return (await Promise.all(found)).flat();
 }
 
-const targets: Record<Exclude<Rule["verdict"], "offload">, string> = {
-  // Others' rules have their say.
-  pass: "RETURN",
-  count: "RETURN",
-  drop: "DROP",
-  mark: `MARK --set-xmark ${markBit}/${markBit}`,
-  "mark-connection": `CONNMARK --set-xmark ${connectionMarkBit}/${connectionMarkBit}`,
-  masquerade: "MASQUERADE",
-  "masquerade-random": "MASQUERADE --random-fully",
-};
-
-const states = {
-  established: "RELATED,ESTABLISHED",
-  direct: "NEW,ESTABLISHED",
-  invalid: "INVALID,UNTRACKED",
-};
-const connectionMark = `--mark ${connectionMarkBit}/${connectionMarkBit}`;
-
-/**
- * A rule's matches and target as iptables takes them; it can offload nothing, and nothing needs to be. Where replies go
- * can be matched with a prefix, not with a set: a rule for each prefix of the set, or one that excludes them all.
- */
-function words({ family, match, verdict }: Rule, sets: Firewall["sets"]): string[] {
-  if (verdict === "offload") return [];
-  const members = (set: `@${SetName}`) =>
-    sets[set.slice(1) as SetName].filter((prefix) => familyOf(prefix) === family);
-  const address = (value: string, side: "src" | "dst", not = "") =>
-    value.startsWith("@")
-      ? `-m set ${not}--match-set ${setName(value.slice(1), family)} ${side}`
-      : `${not}-${side === "src" ? "s" : "d"} ${value}`;
-  const all = (replies: string[]) => [
-    ...(match.in ? [`-i ${match.in}`] : []),
-    ...(match.notIn ? [`! -i ${match.notIn}`] : []),
-    ...(match.out ? [`-o ${match.out}`] : []),
-    ...(match.notOut ? [`! -o ${match.notOut}`] : []),
-    ...(match.connectionMarked === undefined
-      ? []
-      : [`-m connmark ${match.connectionMarked ? "" : "! "}${connectionMark}`]),
-    ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
-    ...(match.destinationTranslated === undefined
-      ? []
-      : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
-    ...(match.untranslated ? ["-m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT"] : []),
-    ...(match.state ? [`-m conntrack --ctstate ${states[match.state]}`] : []),
-    ...replies,
-    ...(match.from ? [address(match.from, "src")] : []),
-    ...(match.notFrom ?? []).map((value) => address(value, "src", "! ")),
-    ...(match.to ? [address(match.to, "dst")] : []),
-    ...(match.notTo ?? []).map((value) => address(value, "dst", "! ")),
-    ...(match.icmpv6 === undefined ? [] : [`-p icmpv6 --icmpv6-type ${match.icmpv6}`]),
-    ...(match.spoofed ? ["-m rpfilter --invert"] : []),
-    `-j ${targets[verdict]}`,
-  ];
-  if (match.repliesTo)
-    return members(match.repliesTo).map((prefix) => all([`-m conntrack --ctrepldst ${prefix}`]).join(" "));
-  const excluded = (match.repliesNotTo ?? []).flatMap(members);
-  return [all(excluded.map((prefix) => `-m conntrack ! --ctrepldst ${prefix}`)).join(" ")];
-}
-
 function chainKey({ family, table, chain }: { family: Family; table: string; chain: string }): string {
   return `${family} ${table} ${chain}`;
-}
-
-export function setName(set: string, family: Family): string {
-  return `WIGGLENET-${set}-${family}`;
 }
 
 /** The output, or what the command says in other words: there is no such chain or set, or no such rule. */

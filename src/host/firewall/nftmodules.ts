@@ -1,7 +1,7 @@
 /** Which modules this kernel lacks for the firewall by nftables: nft says "No such file or directory", and no more. */
 import { randomBytes } from "node:crypto";
 import type { Config } from "../../config/config.ts";
-import { connectionMarkBit } from "../../plan/firewall/firewall.ts";
+import { connectionMarkBit } from "../../plan/firewall/model.ts";
 import type { Finding } from "../../report/findings.ts";
 import { batch, CommandError, execute } from "../command.ts";
 import { listChains } from "../events/nfnetlink.ts";

@@ -1,6 +1,6 @@
 /** The firewall as a resource of the node, by whichever backend. */
 import type { Config } from "../../config/config.ts";
-import type { Firewall } from "../../plan/firewall/firewall.ts";
+import type { Firewall } from "../../plan/firewall/model.ts";
 import { retainElements } from "../../plan/retained.ts";
 import type { Findings } from "../../report/findings.ts";
 import type { Perform } from "../executor.ts";

@@ -1,13 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { type Family, families } from "../../net/address.ts";
-import {
-  type Conditions,
-  type Firewall,
-  type FirewallInput,
-  firewall,
-  type Hook,
-  type Rule,
-} from "./firewall.ts";
+import { type FirewallInput, firewall } from "./firewall.ts";
+import { type Conditions, type Firewall, type Hook, mistakes, type Rule } from "./model.ts";
 
 const none = { ipv4: false, ipv6: false };
 
@@ -31,16 +25,21 @@ function input(tweak: Partial<FirewallInput> = {}): FirewallInput {
   };
 }
 
+/** All rules, each with the name of its chain. */
+function rulesOf({ chains }: Firewall): (Rule & { hook: string })[] {
+  return chains.flatMap(({ name, rules }) => rules.map((rule) => ({ hook: name, ...rule })));
+}
+
 /** A rule in a line: `forward: to @own, from @remote: pass`. */
-function line({ hook, match, verdict }: Rule): string {
+function line({ hook, match, verdict }: Rule & { hook: string }): string {
   const conditions = Object.entries(match).map(([name, value]) =>
     value === true ? name : `${name} ${value}`,
   );
   return `${hook}: ${conditions.join(", ")}: ${verdict}`;
 }
 
-function linesOf({ rules }: Firewall, family: Family, hook?: Hook): string[] {
-  return rules
+function linesOf(firewall: Firewall, family: Family, hook?: Hook): string[] {
+  return rulesOf(firewall)
     .filter((rule) => rule.family === family && (hook === undefined || rule.hook === hook))
     .map(line);
 }
@@ -48,22 +47,22 @@ function linesOf({ rules }: Firewall, family: Family, hook?: Hook): string[] {
 test("a tunnel without masquerade and filter: marks, and nothing in the clear", () => {
   expect(linesOf(firewall(input()), "ipv4").join("\n")).toMatchInlineSnapshot(`
     "prerouting: in veth+, notFrom @own, spoofed: drop
-    postrouting: to @remote, notTo @hosts, notOut wigglenet: drop
-    forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
-    forward: from @own, notFrom @hosts, notIn veth+: drop
-    postrouting: notOut wigglenet, from @own, to @nodes, direction reply, destinationTranslated: pass
-    postrouting: notOut wigglenet, from @own, to @nodes, direction original, repliesNotTo @own: count
-    postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
+    prerouting: from @own, direction original, repliesTo @own: mark
+    prerouting: from @own, direction reply, destinationTranslated false: mark
     input: in lo: pass
     input: from @own, notFrom @hosts, notIn veth+: drop
     input: from @unencrypted: pass
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
-    prerouting: from @own, direction original, repliesTo @own: mark
-    prerouting: from @own, direction reply, destinationTranslated false: mark
+    forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
+    forward: from @own, notFrom @hosts, notIn veth+: drop
     forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection
     forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection
     forward: in veth+, notOut wigglenet, connectionMarked, notTo @own, direction original, repliesTo @own: drop
     forward: in veth+, notOut wigglenet, connectionMarked, notTo @own, direction reply, destinationTranslated false: drop
+    postrouting: to @remote, notTo @hosts, notOut wigglenet: drop
+    postrouting: notOut wigglenet, from @own, to @nodes, direction reply, destinationTranslated: pass
+    postrouting: notOut wigglenet, from @own, to @nodes, direction original, repliesNotTo @own: count
+    postrouting: from @own, notFrom @hosts, to @nodes, notOut wigglenet: drop
     srcnat: destinationTranslated, from @remote, notTo @own: masquerade-random"
   `);
 });
@@ -97,8 +96,12 @@ test("a tunnel of another name", () => {
 
 describe("what the filter adds, at forward", () => {
   const added = (family: Family, tweak: Partial<FirewallInput> = {}) => {
-    const before = linesOf(firewall(input(tweak)), family);
-    const after = linesOf(firewall(input({ ...tweak, filter: { ...none, [family]: true } })), family);
+    const before = linesOf(firewall(input(tweak)), family, "forward");
+    const after = linesOf(
+      firewall(input({ ...tweak, filter: { ...none, [family]: true } })),
+      family,
+      "forward",
+    );
     // A guard drops before a filter lets pass.
     expect(after.slice(0, before.length)).toEqual(before);
     return after.slice(before.length).join("\n");
@@ -246,7 +249,7 @@ test.each<[title: string, tweak: Partial<FirewallInput>, expected: Record<Family
     { ipv4: ["masquerade-random"], ipv6: [] },
   ],
 ])("what is done with packets: %s", (_, tweak, expected) => {
-  const { rules } = firewall(input(tweak));
+  const rules = rulesOf(firewall(input(tweak)));
   for (const family of families) {
     const verdicts = rules.filter((rule) => rule.family === family).map((rule) => rule.verdict as string);
     expect([...new Set(verdicts)].sort()).toEqual([...expected[family]].sort());
@@ -262,8 +265,8 @@ test("offload: own pods' flows, into the tunnel or to where it does not lead", (
     "forward: from @own, state established, packetsOver 128, in veth+, notTo @remote,@nodes: offload",
   ]);
   // After what drops, and before what lets pass: a packet that passes is asked.
-  const verdicts = firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } }))
-    .rules.filter((rule) => rule.family === "ipv4" && rule.hook === "forward")
+  const verdicts = rulesOf(firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } })))
+    .filter((rule) => rule.family === "ipv4" && rule.hook === "forward")
     .map((rule) => rule.verdict);
   expect(verdicts.slice(0, 9)).toEqual([
     "drop",
@@ -317,7 +320,7 @@ describe("sets", () => {
   ])("%s: no rule changes", (_, tweak) => {
     const on = { ipv4: true, ipv6: true };
     const made = (more: Partial<FirewallInput>) => firewall(input({ filter: on, masquerade: on, ...more }));
-    expect(made(tweak).rules).toEqual(made({}).rules);
+    expect(made(tweak).chains).toEqual(made({}).chains);
     expect(made(tweak).sets).not.toEqual(made({}).sets);
   });
 });
@@ -325,7 +328,23 @@ describe("sets", () => {
 test("a rule names sets, links and ranges of the protocols, never an address of the cluster", () => {
   const on = { ipv4: true, ipv6: true };
   const addresses = ({ from, to, notFrom = [], notTo = [] }: Conditions) => [from, to, ...notFrom, ...notTo];
-  const { rules } = firewall(input({ filter: on, masquerade: on }));
+  const rules = rulesOf(firewall(input({ filter: on, masquerade: on })));
   const named = new Set(rules.flatMap(({ match }) => addresses(match)).filter((each) => each !== undefined));
   expect([...named].filter((each) => !each.startsWith("@")).sort()).toEqual(["::/128", "fe80::/10"]);
+});
+
+test("chains and sets that rules name are there, in words that each backend has", () => {
+  const settings = [false, true].flatMap((masquerade) =>
+    [false, true].flatMap((filter) =>
+      ([[], ["ipv6"], ["ipv4", "ipv6"]] as Family[][]).flatMap((tunnelled) =>
+        [undefined, { devices: [], packets: 9 }].map((flowtable) => ({
+          masquerade: { ipv4: masquerade, ipv6: masquerade },
+          filter: { ipv4: filter, ipv6: filter },
+          tunnelled,
+          flowtable,
+        })),
+      ),
+    ),
+  );
+  for (const each of settings) expect(mistakes(firewall(input(each)))).toEqual([]);
 });

@@ -1,88 +1,28 @@
-/**
- * What the firewall of this node should do, as rules that say what they mean. The backends write them down in their
- * own words; both do the same, and the same packets test them.
- */
+/** What the firewall of this node should do. */
 import { compareAddresses, type Family, families } from "../../net/address.ts";
+import {
+  type Chain,
+  type Conditions,
+  type Firewall,
+  type Hook,
+  hooks,
+  type Rule,
+  type SetKind,
+  type SetName,
+} from "./model.ts";
 
-/** Our fwmark bit: a packet from an own pod that goes to another node by the tunnel. */
-export const markBit = "0x1000000";
-/** Our bit of a connection's mark: packets of it went through the tunnel, from or to an own pod. */
-export const connectionMarkBit = "0x2000000";
+const kinds: Record<SetName, SetKind> = {
+  own: "prefixes",
+  remote: "prefixes",
+  hosts: "addresses",
+  nodes: "addresses",
+  native: "addresses",
+  unencrypted: "prefixes",
+  keep: "prefixes",
+};
 
-/**
- * Where a rule looks at a packet: `prerouting` precedes routing; `postrouting` sees the link that the packet leaves by
- * (`output` does not, where destination NAT had it routed anew) and its source before NAT; `srcnat` is source NAT.
- */
-export const hooks = ["prerouting", "input", "forward", "postrouting", "srcnat"] as const;
-export type Hook = (typeof hooks)[number];
-
-/** Sets whose members come and go with the cluster; one for each family, so that the rules never change. */
-export const setNames = ["own", "remote", "hosts", "nodes", "native", "unencrypted", "keep"] as const;
-export type SetName = (typeof setNames)[number];
-/** Those whose members are addresses, and never prefixes. */
-export const addressSets: ReadonlySet<SetName> = new Set(["hosts", "nodes", "native"]);
-
-/** A prefix, or a set. */
-type Addresses = `@${SetName}` | `${string}/${number}`;
-
-/** All of a rule's conditions must hold; those that it does not have do not matter. */
-export interface Conditions {
-  /** A link; with `+` at its end, all that begin so. */
-  in?: string;
-  notIn?: string;
-  out?: string;
-  notOut?: string;
-  from?: Addresses;
-  notFrom?: Addresses[];
-  to?: Addresses;
-  notTo?: Addresses[];
-  direction?: "original" | "reply";
-  /** Where the connection's replies go: to its source, or to what that was translated to. */
-  repliesTo?: `@${SetName}`;
-  repliesNotTo?: `@${SetName}`[];
-  destinationTranslated?: boolean;
-  /**
-   * `established`: part of a connection that there is, or an error about one. `direct`: part of one, new or not, and no
-   * error. `invalid`: part of none that there could be, or that is tracked.
-   */
-  state?: "established" | "direct" | "invalid";
-  /** Not the first packet of its connection, whose source stays what it is. */
-  untranslated?: true;
-  /** Whether the connection has our mark. A packet without a connection matches neither. */
-  connectionMarked?: boolean;
-  /** The connection has had more packets than this, both ways together. */
-  packetsOver?: number;
-  /** Number of an ICMPv6 type. */
-  icmpv6?: number;
-  /** The way back to the source is not by the link that the packet came from. */
-  spoofed?: true;
-}
-
-export interface Rule {
-  hook: Hook;
-  family: Family;
-  match: Conditions;
-  /**
-   * `pass`: none of our further rules in this hook is asked; others' are. With `count`, how many did so can be read.
-   * `mark`, `mark-connection` and `offload` decide nothing for this packet.
-   */
-  verdict:
-    | "pass"
-    | "count"
-    | "drop"
-    | "mark"
-    | "mark-connection"
-    | "masquerade"
-    | "masquerade-random"
-    | "offload";
-}
-
-export interface Firewall {
-  rules: Rule[];
-  sets: Record<SetName, string[]>;
-  /** Links at which the packets of offloaded flows are met; undefined if nothing is to be offloaded. */
-  devices: string[] | undefined;
-}
+/** A rule and the base chain that it belongs to. */
+type HookRule = Rule & { hook: Hook };
 
 export interface FirewallInput {
   link: string;
@@ -115,23 +55,7 @@ const passingIcmpv6 = [1, 2, 3, 4, 128, 129];
 export function firewall(input: FirewallInput): Firewall {
   const sorted = (values: readonly string[]) => [...new Set(values)].sort(compareAddresses);
   return {
-    rules: families.flatMap((family) => {
-      const tunnelled = input.tunnelled.includes(family);
-      return [
-        ...(tunnelled
-          ? [
-              ...noPlaintext(input.link, family),
-              ...marks(family),
-              ...staysInTunnel(input.link, family),
-              ledOn(family, input.masqueradeRandomFully),
-            ]
-          : []),
-        ...(tunnelled && input.masquerade[family] ? unmasqueraded(input.link, family) : []),
-        ...(input.flowtable ? offload(input.link, family, tunnelled, input.flowtable.packets) : []),
-        ...(input.filter[family] ? filter(input.link, family, tunnelled) : []),
-        ...(input.masquerade[family] ? masquerade(family, input.masqueradeRandomFully) : []),
-      ];
-    }),
+    chains: chainsOf(input),
     sets: {
       own: sorted(input.ownPodCidrs),
       remote: sorted(input.remotePodCidrs),
@@ -141,13 +65,49 @@ export function firewall(input: FirewallInput): Firewall {
       unencrypted: sorted(input.unencrypted),
       keep: sorted(input.nonMasqueradeCidrs),
     },
+    kinds,
+    maps: {},
     devices: input.flowtable && [...input.flowtable.devices].sort(),
   };
 }
 
+/** The last chains that were made: they follow from settings alone, and are the same objects as long as these stay. */
+let made: { settings: string; chains: readonly Chain[] } | undefined;
+
+function chainsOf(input: FirewallInput): readonly Chain[] {
+  const { link, tunnelled, masquerade: masquerades, masqueradeRandomFully: random, filter: filters } = input;
+  const packets = input.flowtable?.packets;
+  const settings = JSON.stringify([link, tunnelled, masquerades, random, filters, packets]);
+  if (made?.settings === settings) return made.chains;
+  const rules = families.flatMap((family) => {
+    const inTunnel = tunnelled.includes(family);
+    return [
+      ...(inTunnel
+        ? [
+            ...noPlaintext(link, family),
+            ...marks(family),
+            ...staysInTunnel(link, family),
+            ledOn(family, random),
+          ]
+        : []),
+      ...(inTunnel && masquerades[family] ? unmasqueraded(link, family) : []),
+      ...(packets === undefined ? [] : offload(link, family, inTunnel, packets)),
+      ...(filters[family] ? filter(link, family, inTunnel) : []),
+      ...(masquerades[family] ? masquerade(family, random) : []),
+    ];
+  });
+  const chains = hooks.map((hook) => ({
+    name: hook,
+    hook,
+    rules: rules.filter((rule) => rule.hook === hook).map(({ hook: _, ...rule }) => rule),
+  }));
+  made = { settings, chains };
+  return chains;
+}
+
 /** A packet between pods, or between a pod and a node, of different nodes is in the tunnel or nowhere. */
-function noPlaintext(link: string, family: Family): Rule[] {
-  const rule = (hook: Hook, verdict: "pass" | "count" | "drop", match: Conditions): Rule => ({
+function noPlaintext(link: string, family: Family): HookRule[] {
+  const rule = (hook: Hook, verdict: "pass" | "count" | "drop", match: Conditions): HookRule => ({
     hook,
     family,
     match,
@@ -201,7 +161,7 @@ function noPlaintext(link: string, family: Family): Rule[] {
  * which is inside an own pod CIDR: so what counts is where replies go, which is the same for all packets. Whether the
  * source was translated is not: the kernel changes a port alone where two connections would be one.
  */
-function marks(family: Family): Rule[] {
+function marks(family: Family): HookRule[] {
   return withPodAddress.map((match) => ({
     hook: "prerouting",
     family,
@@ -225,8 +185,8 @@ const withPodAddress: Conditions[] = [
  *
  * These rules precede what offloads: the packets of an offloaded flow pass no chain any more.
  */
-function staysInTunnel(link: string, family: Family): Rule[] {
-  const rule = (verdict: "mark-connection" | "drop", match: Conditions): Rule => ({
+function staysInTunnel(link: string, family: Family): HookRule[] {
+  const rule = (verdict: "mark-connection" | "drop", match: Conditions): HookRule => ({
     hook: "forward",
     family,
     match,
@@ -248,10 +208,10 @@ function staysInTunnel(link: string, family: Family): Rule[] {
  * one of a connection whose first packet was not translated. Such a one was in the tunnel too, and another program may
  * have overwritten the connection's mark.
  */
-function unmasqueraded(link: string, family: Family): Rule[] {
+function unmasqueraded(link: string, family: Family): HookRule[] {
   const states: Conditions[] = [{ state: "invalid" }, { direction: "original", untranslated: true }];
   return states.flatMap((state) =>
-    toOutside.map((match): Rule => {
+    toOutside.map((match): HookRule => {
       return { hook: "forward", family, match: { notOut: link, ...match, ...state }, verdict: "drop" };
     }),
   );
@@ -262,7 +222,7 @@ function unmasqueraded(link: string, family: Family): Rule[] {
  * theirs changes. Decided by a packet of an own pod, whose way out is seen here; the way back, which the kernel looks up
  * by itself, without our mark, leads to that pod. What the tunnel does not carry is offloaded only where it need not.
  */
-function offload(link: string, family: Family, tunnelled: boolean, packetsOver: number): Rule[] {
+function offload(link: string, family: Family, tunnelled: boolean, packetsOver: number): HookRule[] {
   const from: Conditions = { from: "@own", state: "established", packetsOver };
   const matches: Conditions[] = tunnelled
     ? [
@@ -274,7 +234,7 @@ function offload(link: string, family: Family, tunnelled: boolean, packetsOver: 
 }
 
 /** New connections to own pods from outside of the cluster: what counts is the way in, not the address. */
-function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
+function filter(link: string, family: Family, tunnelled: boolean): HookRule[] {
   const passing: Conditions[] = [
     { state: "established" },
     // What a Service, or a hostPort, led here.
@@ -286,7 +246,7 @@ function filter(link: string, family: Family, tunnelled: boolean): Rule[] {
   ];
   return [
     ...passing.map(
-      (match): Rule => ({ hook: "forward", family, match: { to: "@own", ...match }, verdict: "pass" }),
+      (match): HookRule => ({ hook: "forward", family, match: { to: "@own", ...match }, verdict: "pass" }),
     ),
     { hook: "forward", family, match: { to: "@own" }, verdict: "drop" },
   ];
@@ -305,7 +265,7 @@ const toOutside: Conditions[] = [
  * What a Service leads on from another node's pod to elsewhere comes back by this node, and crosses the underlay with a
  * node's address. Of a Service with traffic policy Local kube-proxy does not translate it: it takes any pod for its own.
  */
-function ledOn(family: Family, random: boolean): Rule {
+function ledOn(family: Family, random: boolean): HookRule {
   return {
     hook: "srcnat",
     family,
@@ -315,7 +275,7 @@ function ledOn(family: Family, random: boolean): Rule {
 }
 
 /** Own pods' packets to the outside get the node's address. */
-function masquerade(family: Family, random: boolean): Rule[] {
+function masquerade(family: Family, random: boolean): HookRule[] {
   return toOutside.map((match) => ({
     hook: "srcnat",
     family,

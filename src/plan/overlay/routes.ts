@@ -8,7 +8,7 @@ import {
   overlaps,
 } from "../../net/address.ts";
 import { PrefixIndex } from "../../net/lookup.ts";
-import { markBit } from "../firewall/firewall.ts";
+import { markBit } from "../firewall/model.ts";
 import type { SettledNode } from "./claims.ts";
 
 /** The routing table of the ways to remote pods. */
