@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { $ } from "zx";
-import { kubernetesDir, repository } from "./lab/cache.ts";
+import { kubernetesDir, repository, wireguardGo } from "./lab/cache.ts";
 
 let said = "";
 
@@ -70,10 +70,15 @@ test("what is installed for the demo is what it runs: no Helm, no tools for bill
   const home = mkdtempSync(join(tmpdir(), "wigglenet-demo-"));
   try {
     mkdirSync(`${home}/wigglenet`);
-    symlinkSync(kubernetesDir, `${home}/wigglenet/${basename(kubernetesDir)}`);
+    const built = [kubernetesDir, dirname(wireguardGo)];
+    for (const folder of built) symlinkSync(folder, `${home}/wigglenet/${basename(folder)}`);
     const script = `await (await import("${repository}/test/lab/install.ts")).installLab()`;
     await $({ quiet: true, env: { ...process.env, XDG_CACHE_HOME: home } })`${process.execPath} -e ${script}`;
-    expect(readdirSync(`${home}/wigglenet`).sort()).toEqual([basename(kubernetesDir), "tools"]);
+    expect(readdirSync(`${home}/wigglenet`).sort()).toEqual([
+      basename(kubernetesDir),
+      "tools",
+      basename(dirname(wireguardGo)),
+    ]);
   } finally {
     rmSync(home, { recursive: true });
   }
