@@ -176,55 +176,6 @@ describe("on a node", () => {
     expect(warnings.map((line) => line.msg)).toEqual(["cannot follow", "cannot follow"]);
   });
 
-  test("a kernel that lacks a module of nftables: iptables is taken, or the module is named", async () => {
-    const folder = "/opt/lacking";
-    await n1.$`mkdir -p ${folder}`;
-    // As such a kernel refuses rules with an expression that it does not know, each by its line.
-    await n1.write(
-      `${folder}/nft`,
-      `#!/bin/sh
-case "$*" in *"-f -") ;; *) exec /usr/sbin/nft "$@" ;; esac
-awk '/ fib / { print "/dev/stdin:" NR ":33-62: Error: Could not process rule: No such file or directory\\n" $0; bad = 1 }
-  { print > "/run/nft-input" } END { exit bad }' >&2 || exit 1
-exec /usr/sbin/nft "$@" < /run/nft-input
-`,
-    );
-    await n1.$`chmod +x ${`${folder}/nft`}`;
-    const env = { PATH: `${folder}:${n1.agentEnv().PATH}`, HEALTH_BIND_ADDR: "127.0.0.1:24602" };
-    const remedy = "modprobe -a nft_fib_inet nft_fib_ipv4 nft_fib_ipv6";
-    await n1.stopAgent();
-    const dry = ["/bin/sh", "-c", `${binary} --dry-run 2>&1`];
-    const paper = await n1.namespace.run(dry, { env: n1.agentEnv(env) });
-    for (const part of [remedy, "iptables-nft-restore"]) expect(paper).toContain(part);
-
-    n1.startAgent(env);
-    await n1.inSync(20_000);
-    expect(await lab.unreached([p1, p2])).toEqual([]);
-    const state = await stateOf(n1);
-    expect(state.nftables).toEqual([]);
-    expect((await n1.$`iptables-nft-save`).stdout).toContain("WIGGLENET-");
-    const warnings = atLeast("warn", n1.agentLog()).filter((line) => JSON.stringify(line).includes(remedy));
-    expect(warnings).toHaveLength(1);
-    const readyz = await n1.$`curl -s ${`http://${env.HEALTH_BIND_ADDR}/readyz`}`;
-    expect(readyz.stdout).toMatch(/^ok\n(.*\n)*warning: .*modprobe -a nft_fib_inet/);
-    await n1.stopAgent();
-    n1.startAgent({ ...env, FIREWALL_BACKEND: "nftables" });
-    expect(await n1.agentExit()).toBe(2);
-    expect(JSON.stringify(n1.agentLog())).toContain(remedy);
-    // Nor is iptables of use.
-    await n1.write(`${folder}/iptables-nft`, "#!/bin/sh\necho iptables v1.6.1\n");
-    await n1.$`chmod +x ${`${folder}/iptables-nft`}`;
-    n1.startAgent(env);
-    expect(await n1.agentExit()).toBe(2);
-    for (const part of [remedy, "iptables-nft 1.6.1 is too old"])
-      expect(JSON.stringify(n1.agentLog())).toContain(part);
-    expect(await stateOf(n1)).toEqual(state);
-
-    n1.startAgent();
-    await n1.inSync(20_000);
-    expect(await stateOf(n1)).toEqual(settled);
-  });
-
   test("the own Node is not there yet: waited for, with a line that says so", async () => {
     const { api } = lab.controlPlane;
     const node = await lab.addNode({}, { agent: false });
