@@ -50,7 +50,7 @@ async function iptablesWithout(variant: "nft" | "legacy", extension: string): Pr
     await standIn(
       `${tool}-${variant}-restore`,
       `cat > /run/iptables-input-$$
-if grep -qe '-[mj] ${extension} ' /run/iptables-input-$$; then
+if grep -qEe '-[mj] ${extension}( |$)' /run/iptables-input-$$; then
   echo "Warning: Extension ${extension} revision 0 not supported, missing kernel module?" >&2
   case "$*" in *--test*) ;; *)
     echo "${tool}-restore v1.8.9 (nf_tables): line 3: RULE_APPEND failed (No such file or directory): rule in chain X" >&2

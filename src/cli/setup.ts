@@ -8,7 +8,6 @@ import { type Config, parseBool, readConfig } from "../config/config.ts";
 import { readSetting } from "../config/settings.ts";
 import type { Executor } from "../host/executor.ts";
 import { refusal } from "../host/firewall/flowtable.ts";
-import { iptablesInstead } from "../host/firewall/nftmodules.ts";
 import { checkPod } from "../host/pod.ts";
 import { checkPrograms } from "../host/programs.ts";
 import type { Observer } from "../reconcile/observer.ts";
@@ -41,15 +40,16 @@ export async function setUp({ kubeconfig, klog }: AgentOptions, dry: boolean): P
   const firewallOnly = parseBool(readSetting(env, "FIREWALL_ONLY")) ?? false;
   const config = readConfig(env, dry ? [] : await checkPod(env, firewallOnly));
   const client = new ApiClient(config.kubeconfig);
-  const lacking = await checkPrograms(config);
-  if (lacking.length > 0) config.firewallBackend = "iptables";
+  const { backend, warning } = await checkPrograms(config);
+  config.firewallBackend = backend;
   const log = loggerFor(config.logLevel, dry);
   if (klog.flags.length > 0)
     log.warn(
       { flags: klog.flags, logLevel: config.logLevel },
       "flags of klog are those of the Go implementation: -v stands for LOG_LEVEL where that is not set, the others for nothing; remove them from args, and set LOG_LEVEL",
     );
-  const refused = config.flowtable && (lacking.length > 0 ? "the firewall is by iptables" : await refusal());
+  const refused =
+    config.flowtable && (backend.startsWith("iptables") ? "the firewall is by iptables" : await refusal());
   if (refused) {
     log.warn(
       { refused },
@@ -57,7 +57,7 @@ export async function setUp({ kubeconfig, klog }: AgentOptions, dry: boolean): P
     );
     config.flowtable = undefined;
   }
-  return { config, client, log, backend: lacking.length > 0 ? iptablesInstead(lacking) : undefined };
+  return { config, client, log, backend: warning };
 }
 
 /** On paper the commands are the output, and only what is wrong is worth a line beside them. */

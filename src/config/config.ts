@@ -52,7 +52,8 @@ export interface Config {
   nonMasqueradeCidrs: string[];
   /** Whether new connections from outside of the cluster to pods are dropped. */
   filter: PerFamily<boolean>;
-  firewallBackend: "auto" | "nftables" | "iptables";
+  /** With its variant where the kernel lacks what another needs. */
+  firewallBackend: "auto" | "nftables" | "iptables" | "iptables-nft" | "iptables-legacy";
   /** Links (`*` at the end: all that begin so) whose established flows are offloaded after so many packets. */
   flowtable: { devices: string[]; packets: number } | undefined;
   nativeRouting: PerFamily<boolean>;

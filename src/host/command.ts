@@ -90,9 +90,9 @@ export async function execute(command: Command, limit = timeLimit): Promise<stri
   return (await run(command, limit)).stdout;
 }
 
-/** What a program that is run without an argument says of itself, on stderr as the CNI plugins do. */
-export async function introduction(program: string): Promise<string> {
-  return (await run({ kind: "run", argv: [program] }, timeLimit)).stderr;
+/** Runs one command and gives its stderr, where it may speak though it ends well. Throws as `execute` does. */
+export async function stderrOf(command: Command): Promise<string> {
+  return (await run(command, timeLimit)).stderr;
 }
 
 async function run({ argv, stdin }: Command, limit: number) {

@@ -2,7 +2,7 @@
 import { lstat, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import { introduction, perform, printStep, type Step, whyNot } from "./command.ts";
+import { perform, printStep, type Step, stderrOf, whyNot } from "./command.ts";
 
 /**
  * What the CNI file names, `bandwidth` for whoever adds it, and `loopback`, without which containerd makes no pod.
@@ -42,7 +42,7 @@ export async function observePlugins(source: string, target: string): Promise<Pl
 async function versionOf(path: string): Promise<PluginVersion | undefined> {
   if (!(await lstat(path).catch(() => undefined))) return undefined;
   try {
-    return parseVersion(await introduction(path));
+    return parseVersion(await stderrOf({ kind: "run", argv: [path] }));
   } catch {
     return "unknown";
   }

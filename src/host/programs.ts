@@ -2,9 +2,12 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import type { Config } from "../config/config.ts";
+import type { Finding } from "../report/findings.ts";
 import { CommandError, execute } from "./command.ts";
 import { type Backend, chooseBackend } from "./firewall/firewall.ts";
-import { lackingModules, lackOf } from "./firewall/nftmodules.ts";
+import type { Variant } from "./firewall/iptables.ts";
+import { lackingExtensions } from "./firewall/iptmodules.ts";
+import { lackingModules, lackOf, takenInstead, type Uses, usesOf } from "./firewall/nftmodules.ts";
 
 export interface Program {
   /** Asks for the version. */
@@ -31,25 +34,60 @@ const iptables = (variant: string): Program[] =>
     package: "iptables",
   }));
 
+export interface Fit {
+  /** What the firewall is to be written by. */
+  backend: Config["firewallBackend"];
+  /** Why it is not what would be taken of a kernel that has all. */
+  warning: Finding | undefined;
+}
+
 /**
- * What the node has to have before the agent starts.
- * @returns modules that the kernel lacks for nftables, for which `auto` has to take iptables
+ * What the node has to have before the agent starts. Where the kernel lacks a module for nftables, `auto` takes iptables;
+ * where it lacks one for the variant of iptables that Kubernetes uses here, the other variant is taken.
  * @throws ProgramError that lists every program which is missing or too old, and modules if no backend works
  */
-export async function checkPrograms(config: Config): Promise<string[]> {
+export async function checkPrograms(config: Config): Promise<Fit> {
   const mistakes = (await Promise.all(alwaysNeeded(config).map(examine))).flat();
   const { firewallBackend: setting } = config;
+  const uses = usesOf(config);
   // Where nft is missing or may not be asked, there is no telling; the latter is told of by the first pass.
-  const lacking = setting === "iptables" ? [] : await lackingModules(config).catch(() => []);
-  const instead = setting === "auto" && lacking.length > 0;
-  const backend = await chooseBackend(instead ? "iptables" : setting).catch(() => undefined);
-  const unfit = backend === undefined ? [] : (await Promise.all(neededBy(backend).map(examine))).flat();
-  if (backend?.startsWith("iptables"))
-    unfit.push(...lackingRight(backend, await readFile("/proc/self/status", "utf8")));
-  if (lacking.length > 0 && (setting === "nftables" || unfit.length > 0)) unfit.push(lackOf(lacking));
-  mistakes.push(...unfit);
+  const modules = setting === "iptables" ? [] : await lackingModules(uses).catch(() => []);
+  const lacks = modules.length > 0 ? [lackOf(modules, "nftables")] : [];
+  const instead = setting === "auto" && lacks.length > 0;
+  const first = await chooseBackend(instead ? "iptables" : setting).catch(() => undefined);
+  let backend = first;
+  if (first !== undefined && first !== "nftables") {
+    const unfit = await unfitFor(first);
+    const lacking = unfit.length > 0 ? [] : await lackOfVariant(first, uses);
+    lacks.push(...lacking);
+    if (lacking.length > 0) {
+      backend = first === "iptables-nft" ? "iptables-legacy" : "iptables-nft";
+      unfit.push(...(await unfitFor(backend)));
+      if (unfit.length === 0) unfit.push(...(await lackOfVariant(backend, uses)));
+    }
+    if (unfit.length > 0) mistakes.push(...unfit, ...lacks);
+  } else if (setting === "nftables") mistakes.push(...lacks);
   if (mistakes.length > 0) throw new ProgramError(mistakes);
-  return lacking;
+  const warning = lacks.length > 0 && backend ? takenInstead(backend, lacks) : undefined;
+  return { backend: warning && backend ? backend : setting, warning };
+}
+
+async function unfitFor(backend: Backend): Promise<string[]> {
+  const unfit = (await Promise.all(neededBy(backend).map(examine))).flat();
+  return [...unfit, ...lackingRight(backend, await readFile("/proc/self/status", "utf8"))];
+}
+
+const ofBoth = ["nf_tables", "nft_chain_nat", "nft_counter"];
+
+async function lackOfVariant(backend: `iptables-${Variant}`, uses: Uses): Promise<string[]> {
+  const nft = backend === "iptables-nft";
+  const extensions = await lackingExtensions(nft ? "nft" : "legacy", uses);
+  // Its chains and counters are nftables' own.
+  const shared = nft
+    ? (await lackingModules(uses).catch(() => [])).filter((each) => ofBoth.includes(each))
+    : [];
+  const modules = [...shared, ...extensions];
+  return modules.length > 0 ? [lackOf(modules, backend)] : [];
 }
 
 export class ProgramError extends Error {

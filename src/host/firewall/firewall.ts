@@ -38,7 +38,8 @@ export interface ObservedFirewall {
 }
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
-export async function chooseBackend(setting: "auto" | "nftables" | "iptables"): Promise<Backend> {
+export async function chooseBackend(setting: Backend | "auto" | "iptables"): Promise<Backend> {
+  if (setting === "iptables-nft" || setting === "iptables-legacy") return setting;
   const nft = (await listChains()) !== undefined;
   if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
   if (!nft) return "iptables-legacy";

@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { wanted } from "./fixtures/iptables.ts";
 import { type Asked, lackingIn, samples, tablesOf } from "./iptmodules.ts";
 
 const asked = samples("ipv4", { tunnel: true, masquerade: true });
@@ -88,4 +89,15 @@ test("each module is asked for, in the families that have it", () => {
       ...new Set(samples("ipv4", { tunnel: false, masquerade: false }).flatMap((each) => each.modules)),
     ].sort(),
   ).toEqual(["xt_comment", "xt_conntrack", "xt_set"]);
+});
+
+test("every extension that our rules name is asked for", () => {
+  const rules = wanted().flatMap((chain) => chain.rules);
+  const named = new Set(rules.flatMap((rule) => [...rule.matchAll(/-[mj] (\w+)/g)].map(([, name]) => name)));
+  // Part of the tables themselves.
+  for (const builtin of ["DROP", "RETURN", "ACCEPT", "icmp6"]) named.delete(builtin);
+  const extensions = new Set(
+    samples("ipv4", { tunnel: true, masquerade: true }).map((each) => each.extension),
+  );
+  expect([...named].filter((name) => !extensions.has(name as string))).toEqual([]);
 });

@@ -19,6 +19,13 @@ export interface Uses {
   masquerade: boolean;
 }
 
+export function usesOf({ firewallOnly, nativeRouting, masquerade }: Config): Uses {
+  return {
+    tunnel: !firewallOnly && Object.values(nativeRouting).includes(false),
+    masquerade: Object.values(masquerade).includes(true),
+  };
+}
+
 /** One sample for each module, none of which needs another's: the kernel reports every line that it refuses. */
 export function samples({ tunnel, masquerade }: Uses): Sample[] {
   // Of a table that is there, a chain of another type would be refused as if its type were not known.
@@ -72,12 +79,9 @@ export function lackingIn(stderr: string, asked: readonly Sample[]): string[] {
  * Asks the kernel, by one process of nft that changes nothing. It loads modules that it has.
  * @throws NetlinkError without the right to ask
  */
-export async function lackingModules(config: Config): Promise<string[]> {
+export async function lackingModules(uses: Uses): Promise<string[]> {
   if ((await listChains()) === undefined) return ["nf_tables"];
-  const asked = samples({
-    tunnel: !config.firewallOnly && Object.values(config.nativeRouting).includes(false),
-    masquerade: Object.values(config.masquerade).includes(true),
-  });
+  const asked = samples(uses);
   try {
     const lines = asked.map(({ line }) => line);
     for (const command of batch(["nft", "-c", "-f", "-"], lines)) await execute(command);
@@ -88,17 +92,17 @@ export async function lackingModules(config: Config): Promise<string[]> {
   }
 }
 
-/** What is lacking and the remedy, for the end of a message. */
-export function lackOf(modules: readonly string[]): string {
+/** What is lacking for a backend and the remedy, for the end of a message. */
+export function lackOf(modules: readonly string[], backend: string): string {
   const names = modules.join(" ");
   const inet = modules.includes("nf_tables") ? " (with CONFIG_NF_TABLES_INET)" : "";
-  return `this kernel has no ${modules.join(", ")}${inet}, which the firewall by nftables needs: modprobe -a ${names}, and for each boot name them in /etc/modules-load.d/wigglenet.conf, or install a kernel that has them`;
+  return `this kernel has no ${modules.join(", ")}${inet}, which the firewall by ${backend} needs: modprobe -a ${names}, and for each boot name them in /etc/modules-load.d/wigglenet.conf, or install a kernel that has them`;
 }
 
-/** That `auto` has taken iptables, and why. */
-export function iptablesInstead(modules: readonly string[]): Finding {
+/** That a backend has been taken instead of others, and why. */
+export function takenInstead(backend: string, lacks: readonly string[]): Finding {
   return {
     severity: "warning",
-    message: `${lackOf(modules)}. FIREWALL_BACKEND=auto has taken iptables until the agent is started again`,
+    message: `${lacks.join(". And ")}. The firewall is by ${backend} until the agent is started again`,
   };
 }
