@@ -103,6 +103,8 @@ function whyNot(address: string, entries: NodeLink["addresses"]): string {
   const flaw = entries.find((entry) => entry.address === address)?.flaw;
   if (flaw === "temporary") return "it is temporary (RFC 8981): others may use it as an endpoint alone";
   if (flaw === "deprecated") return "it is deprecated on its link: others may use it as an endpoint alone";
+  if (!entries.some((entry) => familyOf(entry.address) === familyOf(address)))
+    return "no link of this node has any of its family";
   if (flaw === "duplicate") return "another host on the link has it too (a duplicate)";
   return "it is on no link of this node: others may use it as an endpoint alone";
 }

@@ -102,6 +102,43 @@ describe("own pod CIDRs", () => {
     ]);
   });
 
+  test("a kernel without IPv6: its own Node's prefixes are its own all the same, so that no others send there in the clear", () => {
+    expect(subnets({ families: ["ipv4"] })).toEqual(["10.1.7.0/24", "fd00:1:0:7::/64"]);
+  });
+
+  test.each<[title: string, Partial<OwnSettings>, before: string[], expected: string[]]>([
+    [
+      "an interface has lost its prefix",
+      expression(`cidr("10.9.0.0/24")`),
+      ["fd00:9::/64"],
+      ["10.9.0.0/24", "fd00:9::/64"],
+    ],
+    ["and there was none before", expression(`cidr("10.9.0.0/24")`), [], ["10.9.0.0/24"]],
+    [
+      "its source gives one",
+      file("10.9.0.0/24\nfd00:9::/64"),
+      ["fd00:8::/64"],
+      ["10.9.0.0/24", "fd00:9::/64"],
+    ],
+    [
+      "the expression fails for want of it",
+      {
+        ...expression(`[interfaces["eth9"][0].masked()]`),
+        podCidrSource: { ipv4: "spec", ipv6: "expression" },
+      },
+      ["fd00:9::/64"],
+      ["10.1.7.0/24", "fd00:9::/64"],
+    ],
+  ])("IPv6 is switched off: %s", (_, tweak, before, expected) => {
+    expect(subnets({ ...tweak, before: new Map([["ipv6", before]]) })).toEqual(expected);
+  });
+
+  test("an address that the Node lists is not given to a pod, nor to the gateway, while no link has it", () => {
+    const given = { ...node(["InternalIP", "10.9.0.1"], ["InternalIP", "fd00:9::1"]) };
+    const ranges = ownPodRanges(given, links, settings(file("10.9.0.0/24\nfd00:9::/64")));
+    expect(ranges.map((range) => range.gateway)).toEqual(["10.9.0.2", "fd00:9::2"]);
+  });
+
   test("none in the spec yet", () => {
     expect(subnets({}, { metadata: { name: "node-7" } })).toEqual([]);
   });
@@ -162,8 +199,8 @@ describe("own pod CIDRs", () => {
       "pod CIDR fd00:9::/64: it is not inside of ALLOWED_POD_CIDRS (10.9.0.0/16, fd00:8::/32), and the other nodes would refuse it: correct its source",
     ],
     [
-      "a family that the kernel does not have",
-      { families: ["ipv4"] },
+      "of a family that the kernel does not have alone",
+      { families: ["ipv4"], podCidrSource: { ipv4: "none", ipv6: "spec" } },
       "pod CIDR fd00:1:0:7::/64: this node's kernel has no IPv6 (ipv6.disable=1); boot it without that, or set POD_CIDR_SOURCE_IPV6=none",
     ],
     [

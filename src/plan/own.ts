@@ -9,7 +9,7 @@ import {
   parsePrefix,
 } from "../net/address.ts";
 import { podCidrProblem } from "./overlay/bounds.ts";
-import { type NodeObject, specPodCidrs } from "./overlay/node.ts";
+import { type NodeObject, specPodCidrs, statusAddresses } from "./overlay/node.ts";
 import type { Expression } from "./podcidr/expression.ts";
 import { type PodRange, podRange } from "./podcidr/ranges.ts";
 
@@ -36,6 +36,8 @@ export interface OwnSettings {
   /** Empty: all. */
   allowedPodCidrs: readonly string[];
   podCidrSource: Record<Family, "none" | "spec" | "file" | "expression">;
+  /** Of families that are switched off, the prefixes that there were: an interface may have lost those of its source. */
+  before?: ReadonlyMap<Family, readonly string[]>;
   podCidrExpression: Expression | undefined;
   /** Content of POD_CIDR_SOURCE_PATH, if a source is `file`. */
   podCidrFile: { path: string; content: string | undefined } | undefined;
@@ -92,7 +94,7 @@ export function ownPodRanges(
   // Both families at once: a pod that starts with what is there already would never get an address of the other.
   if (Object.values(settings.podCidrSource).includes("spec") && specPodCidrs(node).length === 0) return [];
   let evaluated: string[] | undefined;
-  const prefixes = families.flatMap((family) => {
+  const fromSource = (family: Family): readonly string[] => {
     const source = settings.podCidrSource[family];
     if (source === "none") return [];
     if (source === "expression") evaluated ??= evaluate(node, own, settings);
@@ -104,9 +106,18 @@ export function ownPodRanges(
         `POD_CIDR_SOURCE_${family.toUpperCase()}=${source} gave no prefix of this family, but ${given.join(", ") || "nothing"}: correct it, or set the source to none`,
       );
     return ofFamily;
+  };
+  const prefixes = families.flatMap((family) => {
+    const before = settings.before?.get(family);
+    try {
+      return fromSource(family);
+    } catch (error) {
+      if (before === undefined) throw error;
+      return before;
+    }
   });
-  const alien = prefixes.find((prefix) => !settings.families.includes(familyOf(prefix)));
-  if (alien !== undefined)
+  const [alien] = prefixes;
+  if (alien !== undefined && !prefixes.some((prefix) => settings.families.includes(familyOf(prefix))))
     throw new Error(
       `pod CIDR ${alien}: this node's kernel has no IPv6 (ipv6.disable=1); boot it without that, or set POD_CIDR_SOURCE_IPV6=none`,
     );
@@ -118,7 +129,8 @@ export function ownPodRanges(
       );
   }
   const addresses = own.flatMap((link) => link.addresses.map((entry) => entry.address));
-  const excluded = [...addresses, ...taken];
+  // A link may lose one of the node's own for a while.
+  const excluded = [...addresses, ...statusAddresses(node).internal, ...taken];
   const distinct = [...new Set(prefixes)].sort(compareAddresses);
   // In this order a prefix comes right after one that contains it.
   const inner = distinct.findIndex((prefix, index) => index > 0 && overlaps(distinct[index - 1]!, prefix));

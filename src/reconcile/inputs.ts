@@ -1,6 +1,10 @@
 /** What is wrong with what this node is given: its Node, its links and its settings, as findings. */
 
+import type { Config } from "../config/config.ts";
+import { type Family, familyOf } from "../net/address.ts";
+import type { Ipv6 } from "../plan/ipv6.ts";
 import { mostClaims } from "../plan/overlay/node.ts";
+import type { PodRange } from "../plan/podcidr/ranges.ts";
 import type { Finding } from "../report/findings.ts";
 
 export function leftOutAddresses(leftOut: ReadonlyMap<string, string>): Finding | undefined {
@@ -45,5 +49,31 @@ export function missingLinks(
     message: `${variable} names links that are not there: they count once they are`,
     missing,
     context: { links: links.map((link) => link.name) },
+  };
+}
+
+/** IPv6 that pods of this node should have, and cannot. */
+export function lackingIpv6(
+  ipv6: Ipv6,
+  podRanges: readonly PodRange[] = [],
+  { linkName: link, firewallOnly }: Pick<Config, "linkName" | "firewallOnly">,
+): Finding | undefined {
+  const has = (family: Family) => podRanges.some(({ subnet }) => familyOf(subnet) === family);
+  if (firewallOnly || !has("ipv6") || (ipv6.present && ipv6.newLinks && ipv6.tunnel)) return undefined;
+  const severity = has("ipv4") ? "warning" : "unready";
+  const pods = has("ipv4") ? "pods have IPv4 alone" : "pods, which have no IPv4, cannot start";
+  const meant = "or, if that is meant, set POD_CIDR_SOURCE_IPV6=none";
+  if (!ipv6.present)
+    return {
+      severity,
+      message: `this node's kernel was booted without IPv6, and ${pods}: boot it without ipv6.disable=1, ${meant}`,
+    };
+  const off = [...(ipv6.newLinks ? [] : ["default"]), ...(ipv6.tunnel ? [] : [link])];
+  return {
+    severity,
+    message: ipv6.newLinks
+      ? `IPv6 is switched off by sysctl on the tunnel's link, where the agent cannot write it, and pods reach other nodes by IPv4 alone: set net.ipv6.conf.${link}.disable_ipv6=0, or give the agent a PROC_SYS_NET_PATH that is the host's and writable`
+      : `IPv6 is switched off by sysctl, and ${pods}: set net.ipv6.conf.all.disable_ipv6=0 in /etc/sysctl.d, ${meant}`,
+    off: off.map((place) => `net.ipv6.conf.${place}.disable_ipv6`),
   };
 }

@@ -5,12 +5,13 @@ import type { Reader } from "../host/executor.ts";
 import type { Link } from "../host/link.ts";
 import type { OwnNode as PlannedNode } from "../plan/desired.ts";
 import { type KnownAddresses, nodeAddresses, publishedAddresses } from "../plan/identity.ts";
+import { type Ipv6, prefixesBefore } from "../plan/ipv6.ts";
 import { mostClaims, type NodeObject } from "../plan/overlay/node.ts";
 import { matchingLinks, nodeLinks, ownPodRanges } from "../plan/own.ts";
 import type { PodRange } from "../plan/podcidr/ranges.ts";
 import type { Findings } from "../report/findings.ts";
 import type { Failures } from "./failures.ts";
-import { leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "./inputs.ts";
+import { lackingIpv6, leftOutAddresses, missingLinks, noPodCidrsYet, surplusPodCidrs } from "./inputs.ts";
 
 interface Means {
   config: Config;
@@ -44,11 +45,13 @@ export class OwnNode {
   async look(
     node: NodeObject,
     links: readonly Link[],
+    ipv6: Ipv6,
     gateways: readonly string[],
     reserved: readonly string[],
   ): Promise<PlannedNode | undefined> {
     const { config, publicKey, findings } = this.#means;
-    const podRanges = await this.#ownPodRanges(node, links, [...gateways, ...reserved]);
+    const podRanges = await this.#ownPodRanges(node, links, ipv6, [...gateways, ...reserved]);
+    findings.report("IPv6", lackingIpv6(ipv6, podRanges, config));
     if (podRanges === undefined) return undefined;
     const addresses = nodeAddresses(node, links, config, this.#known ?? publishedAddresses(node));
     this.#known = addresses;
@@ -80,6 +83,7 @@ export class OwnNode {
   async #ownPodRanges(
     node: NodeObject,
     links: readonly Link[],
+    ipv6: Ipv6,
     taken: readonly string[],
   ): Promise<PodRange[] | undefined> {
     const { config, reader, failures, findings, log } = this.#means;
@@ -87,7 +91,8 @@ export class OwnNode {
     const fromFile = path !== undefined && Object.values(podCidrSource).includes("file");
     const compute = async () => {
       const podCidrFile = fromFile ? { path, content: await reader.readFile(path) } : undefined;
-      return ownPodRanges(node, links, { ...config, podCidrFile }, taken);
+      const before = prefixesBefore(ipv6, this.#podRanges);
+      return ownPodRanges(node, links, { ...config, podCidrFile, before }, taken);
     };
     const computed = await (this.#podRanges === undefined
       ? compute()

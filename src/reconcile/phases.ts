@@ -38,6 +38,7 @@ export const phases: readonly Phase[] = [
   { name: "link to remove", remove: ["tunnelLink"], after: ["routes to remove"] },
   { name: "greeter", add: ["greeter"], after: ["peers to add", "routes to add"], onlyIf: "pods" },
   { name: "forwarding", add: ["forwarding"], onlyIf: "pods" },
+  { name: "pods' links", add: ["podLinks"], onlyIf: "pods" },
   { name: "CNI folder", add: ["cniFolder"], onlyIf: "pods" },
   { name: "hostPorts", add: ["hostPorts"], onlyIf: "pods" },
   // Others send into the tunnel as soon as they read of it: before it is there that would be lost.

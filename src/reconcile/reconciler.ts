@@ -9,8 +9,9 @@ import type { Link } from "../host/link.ts";
 import type { Reason } from "../host/resource.ts";
 import type { UnderlayRoutes } from "../host/underlay.ts";
 import { standing } from "../host/wireguard.ts";
-import { familyOf } from "../net/address.ts";
+import { type Family, familyOf } from "../net/address.ts";
 import { type Desired, type OwnNode as PlannedNode, plan } from "../plan/desired.ts";
+import { leavingFamilies, withoutIpv6 } from "../plan/ipv6.ts";
 import type { Standing } from "../plan/overlay/claims.ts";
 import { Departed } from "../plan/overlay/departed.ts";
 import { annotationsOf, type NodeObject } from "../plan/overlay/node.ts";
@@ -151,7 +152,15 @@ export class Reconciler {
   async pass(why: string): Promise<void> {
     const { config, nodes, version, log } = this.#means;
     const { failures } = this;
-    const { links: allLinks, underlay, peers, routes, annotations, firewall } = this.#resources;
+    const {
+      links: allLinks,
+      ipv6: ipv6Sysctls,
+      underlay,
+      peers,
+      routes,
+      annotations,
+      firewall,
+    } = this.#resources;
     this.#why = why;
     for (const reason of this.#outdated) invalidate(this.#resources, reason);
     this.#outdated.clear();
@@ -159,10 +168,12 @@ export class Reconciler {
 
     const links = await failures.attempt("links", () => allLinks.observe());
     if (links === undefined) return;
+    const ipv6 = await failures.attempt("IPv6", () => ipv6Sysctls.observe());
+    if (ipv6 === undefined) return;
     const main = await failures.attempt("look at the main table", () => underlay.observe());
     if (main === undefined) return;
     const reserved = [...new Set([...this.#reserved.used, ...this.#reserved.others])];
-    const own = await this.#ownNode.look(nodes.own as NodeObject, links, main.gateways, reserved);
+    const own = await this.#ownNode.look(nodes.own as NodeObject, links, ipv6, main.gateways, reserved);
     if (own === undefined) return;
     // What fails here fails when the tunnel is set up, too, and is told there.
     const tunnel = this.#hasTunnel ? await peers.observe().catch(() => undefined) : undefined;
@@ -172,7 +183,11 @@ export class Reconciler {
     const mtu = await failures.attempt("look at the underlay", () => this.#underlayMtu(own, links));
     if (mtu === undefined) return;
 
-    const planned = this.#plan({ own, links, main, mtu, reserved, routes: present.own });
+    const planned = withoutIpv6(
+      this.#plan({ own, links, main, mtu, reserved, routes: present.own }),
+      ipv6,
+      own.podRanges,
+    );
     const whole = nodes.whole;
     const desired = whole
       ? planned
@@ -197,6 +212,7 @@ export class Reconciler {
       ...(config.firewallOnly ? { routes: [], rules: [], cni: undefined } : {}),
       whole,
       annotations: annotationsOf({ ...own, version, podCidrs }),
+      podCidrs: podCidrs.filter((prefix) => familyOf(prefix) === "ipv4" || ipv6.newLinks),
       podFamilies: new Set(podCidrs.map(familyOf)),
       forwarding: forwardingLinks(links, config.linkName, own.endpoints, main.defaultLinks),
     };
@@ -225,8 +241,14 @@ export class Reconciler {
       tunnel: config.linkName,
       endpoints: own.endpoints,
       nodes: [...nodes.others.values()],
-      families: config.tunnelFamilies,
+      families: this.#tunnelFamilies(links),
     });
+  }
+
+  /** That the tunnel's packets can have. */
+  #tunnelFamilies(links: readonly Link[]): readonly Family[] {
+    const { linkName, tunnelFamilies } = this.#means.config;
+    return leavingFamilies(links, linkName, tunnelFamilies);
   }
 
   #plan(looked: {
@@ -247,7 +269,12 @@ export class Reconciler {
     return plan({
       own,
       nodes: others,
-      settings: { ...config, nativeRouting: this.#nativeRouting, flowtable: this.#ownNode.flowtable(links) },
+      settings: {
+        ...config,
+        tunnelFamilies: this.#tunnelFamilies(links),
+        nativeRouting: this.#nativeRouting,
+        flowtable: this.#ownNode.flowtable(links),
+      },
       underlayMtu: mtu,
       standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: main,

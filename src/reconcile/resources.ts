@@ -9,8 +9,10 @@ import { FlowTable } from "../host/firewall/flowtable.ts";
 import { HostPorts } from "../host/firewall/hostports.ts";
 import { HostFirewall } from "../host/firewall/resource.ts";
 import { ForeignRules } from "../host/foreignrules.ts";
+import { Ipv6Sysctls } from "../host/ipv6.ts";
 import { Links } from "../host/link.ts";
 import { Peers } from "../host/peers.ts";
+import { PodLinks } from "../host/podlinks.ts";
 import type { Reason } from "../host/resource.ts";
 import { Routes } from "../host/routes.ts";
 import { Forwarding, Sysctls } from "../host/sysctls.ts";
@@ -30,6 +32,8 @@ export interface Target extends Desired {
   whole: boolean;
   /** Of the own Node; null: without it. */
   annotations: Record<string, string | null>;
+  /** The own ones, of families that pods can have. */
+  podCidrs: readonly string[];
   /** Families that pods have. */
   podFamilies: ReadonlySet<Family>;
   /** Links that have to forward. */
@@ -65,9 +69,17 @@ export function resourcesOf(means: Means) {
   const flowTable = new FlowTable(links, executor, perform);
   const written = () => flowTable.written();
   const annotations = new Annotations({ config, nodes, executor, annotate });
+  const ipv6InTunnel = !config.firewallOnly && !config.nativeRouting.ipv6;
   const own = { publicKey: means.publicKey ?? "", privateKeyPath, port };
   const resources = {
     links,
+    ipv6: new Ipv6Sysctls({
+      reader: executor,
+      root,
+      families,
+      link: ipv6InTunnel ? link : undefined,
+      perform,
+    }),
     underlay: new Underlay(executor, link, families),
     tunnelLink: new TunnelLink({
       name,
@@ -94,6 +106,7 @@ export function resourcesOf(means: Means) {
     firewall: new HostFirewall({ config, findings, perform, written }),
     flowTable,
     forwarding: new Forwarding({ root, executor, findings, perform }),
+    podLinks: new PodLinks({ reader: executor, root, links, perform }),
     hostPorts: new HostPorts(findings),
     cniFolder: new CniFolder(config.cniConfigPath, findings),
     annotations,

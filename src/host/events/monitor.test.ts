@@ -174,6 +174,9 @@ test.each<[signal: Signal, line: string]>([
   // A node's address may be there.
   ["links", "[ADDR]1: lo    inet 198.51.100.1/32 scope global lo"],
   ["links", "[ADDR]Deleted 1: lo    inet6 2001:db8:7::1/128 scope global lo"],
+  // IPv6 is switched off on all links, or on again.
+  ["everything", "[ADDR]Deleted 1: lo    inet6 ::1/128 scope 254 \\       valid_lft forever"],
+  ["everything", "[ADDR]1: lo    inet6 ::1/128 scope 254 \\       valid_lft forever"],
 ])("the loopback link: %s: %s", (signal, line) => {
   expect(classify(line, expected)).toBe(signal);
 });

@@ -88,6 +88,8 @@ export function classify(line: string, expected: Expectation): Signal {
   // Pods' links come and go all the time, and nothing else of ours depends on them.
   if (name.startsWith("veth") || (name === "lo" && label === "LINK"))
     return label === "LINK" && expected.devices.some((device) => matches(name, device)) ? "links" : "none";
+  // It has this address for as long as it has IPv6, and what is unreachable is a route of this link's.
+  if (label === "ADDR" && name === "lo" && text.includes(" inet6 ::1/128 ")) return "everything";
   if (label === "ADDR" && !concerns(text, name, expected)) return "later";
   // Its routes stay whatever becomes of its addresses.
   if (name === "lo") return "links";

@@ -3,18 +3,12 @@
  * `nft flush ruleset`, as `systemctl restart nftables` does it, takes them for good (plugins#512).
  */
 import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { readdir } from "node:fs/promises";
-import { join } from "node:path";
 import { type Family, families, familyOf, parseAddress } from "../../net/address.ts";
 import type { Findings } from "../../report/findings.ts";
+import { CniResults, network } from "../cniresults.ts";
 import { $, CommandError } from "../command.ts";
 import { readIfThere } from "../files.ts";
 import type { Reason, Resource } from "../resource.ts";
-
-/** Where libcni keeps what it has added, one file for each interface of a pod. */
-const resultsPath = "/var/lib/cni/results";
-const network = "wigglenet";
 
 /** A pod with hostPorts. */
 export interface HostPortPod {
@@ -112,8 +106,7 @@ export function withoutRules(
 
 export class HostPorts implements Resource<unknown> {
   readonly #findings: Findings;
-  /** By file name. What is in one never changes. */
-  #known = new Map<string, HostPortPod | undefined>();
+  readonly #results = new CniResults(parseCacheEntry);
   /** Whether nothing has happened to the firewall since. */
   #looked = false;
 
@@ -144,7 +137,7 @@ export class HostPorts implements Resource<unknown> {
   }
 
   async #lost(): Promise<HostPortPod[]> {
-    const known = await this.#pods();
+    const known = await this.#results.read();
     if (known.length === 0) return [];
     const links = [...((await readIfThere("/proc/net/dev")) ?? "").matchAll(/^ *([^:\s]+):/gm)].map(
       ([, name]) => name,
@@ -156,23 +149,5 @@ export class HostPorts implements Resource<unknown> {
       needed.map(async (family) => [family, await portmapRules(family)] as const),
     );
     return withoutRules(pods, Object.fromEntries(rules));
-  }
-
-  async #pods(): Promise<HostPortPod[]> {
-    const names = existsSync(resultsPath) ? await readdir(resultsPath) : [];
-    const known = new Map<string, HostPortPod | undefined>();
-    for (const name of names.filter((each) => each.startsWith(`${network}-`))) {
-      if (this.#known.has(name)) known.set(name, this.#known.get(name));
-      else {
-        const content = (await readIfThere(join(resultsPath, name))) ?? "";
-        try {
-          known.set(name, parseCacheEntry(content));
-        } catch {
-          // It is being written, or has just gone.
-        }
-      }
-    }
-    this.#known = known;
-    return [...known.values()].flatMap((pod) => pod ?? []);
   }
 }
