@@ -1,12 +1,17 @@
 /** Rules of others that are looked at before ours, and may take pods' packets from us. */
 
 import { overlaps } from "../net/address.ts";
-import { lastPriority, podTable } from "../plan/overlay/routes.ts";
+import { lastPriority, podTable, type Route, type Rule } from "../plan/overlay/routes.ts";
 import type { Findings } from "../report/findings.ts";
 import type { Links } from "./link.ts";
 import type { Resource } from "./resource.ts";
-import type { DesiredRoutes, Routes } from "./routes.ts";
+import type { Routes } from "./routes.ts";
 import { type ObservedRule, settledRules } from "./rules.ts";
+
+interface WantedRoutes {
+  routes: { values(): Iterable<Route> };
+  rules: readonly Rule[];
+}
 
 /** The table of this node's own addresses. */
 const local = "255";
@@ -19,7 +24,7 @@ const local = "255";
 export function reportForeignRules(
   findings: Findings,
   rules: readonly ObservedRule[],
-  desired: DesiredRoutes,
+  desired: WantedRoutes,
   own: readonly string[],
 ): void {
   const names = catchingRules(settledRules(desired.rules, rules), desired, own);
@@ -38,14 +43,18 @@ export function reportForeignRules(
 /** Those that match packets to or from pods by addresses alone, as `ip -N rule` shows them. */
 export function catchingRules(
   rules: readonly ObservedRule[],
-  { routes, rules: wanted }: DesiredRoutes,
+  { routes, rules: wanted }: WantedRoutes,
   own: readonly string[],
 ): string[] {
-  const podCidrs = routes.flatMap(({ type, prefix, table }) =>
-    type === "unreachable" && (table === podTable || table === "main") ? prefix : [],
-  );
-  const meets = (prefix: string | undefined, others: readonly string[]) =>
-    prefix === undefined || others.some((each) => overlaps(prefix, each));
+  let found: string[] | undefined;
+  const podCidrs = () => {
+    found ??= [...routes.values()].flatMap(({ type, prefix, table }) =>
+      type === "unreachable" && (table === podTable || table === "main") ? prefix : [],
+    );
+    return found;
+  };
+  const meets = (prefix: string | undefined, others: () => readonly string[]) =>
+    prefix === undefined || others().some((each) => overlaps(prefix, each));
   return rules
     .filter((rule, index) => {
       const ahead = rules.slice(index).some(({ ours, family }) => ours && family === rule.family);
@@ -55,13 +64,13 @@ export function catchingRules(
       if (rule.inverted) return true;
       if (rule.narrowed) return false;
       if (rule.goto !== undefined && rule.goto <= lastPriority - 2) return false;
-      return meets(rule.to, podCidrs) && meets(rule.from, [...podCidrs, ...own]);
+      return meets(rule.to, podCidrs) && (meets(rule.from, podCidrs) || meets(rule.from, () => own));
     })
     .map(({ priority, text }) => `${priority}: ${text}`);
 }
 
 /** Rules of others that come before ours: none of ours to change, they are named. */
-export class ForeignRules implements Resource<DesiredRoutes> {
+export class ForeignRules implements Resource<WantedRoutes> {
   readonly #routes: Routes;
   readonly #links: Links;
   readonly #findings: Findings;
@@ -75,7 +84,7 @@ export class ForeignRules implements Resource<DesiredRoutes> {
   /** Nothing is kept here. */
   invalidate(): void {}
 
-  async add(desired: DesiredRoutes): Promise<void> {
+  async add(desired: WantedRoutes): Promise<void> {
     const { rules } = await this.#routes.observe();
     const own = (await this.#links.observe()).flatMap((link) => link.addresses.map((each) => each.address));
     reportForeignRules(this.#findings, rules, desired, own);

@@ -1,6 +1,7 @@
 /** The tunnel's peers. One that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
 import { createHash } from "node:crypto";
 import { compareAddresses } from "../net/address.ts";
+import { type Mark, type ReadonlyTable, Table } from "../net/table.ts";
 import type { Peer } from "../plan/desired.ts";
 import { unknownNode } from "../plan/retained.ts";
 import type { Command } from "./command.ts";
@@ -8,7 +9,6 @@ import type { Perform } from "./executor.ts";
 import type { Reason, Resource } from "./resource.ts";
 import {
   allowedIpOwners,
-  type DesiredTunnel,
   handshakeLimit,
   inChunks,
   type ObservedPeer,
@@ -38,35 +38,58 @@ export function diffPeers(
   wanted: ReadonlyMap<string, string | undefined>,
   now: number,
 ): PeerChanges {
-  const added = addPeers(link, desired, tunnel, wanted, now);
-  const removed = removePeers(link, desired, added.result);
-  return { add: added.commands, remove: removed.commands, result: removed.result };
+  const table = new Table<Peer>();
+  for (const peer of desired) table.set(peer.publicKey, peer);
+  const present = presentOf({ peers: new Map(tunnel.peers) });
+  const add = addPeers(link, table, "all", present, wanted, now);
+  add.note();
+  const remove = removePeers(link, table, "all", present);
+  remove.note();
+  return { add: add.commands, remove: remove.commands, result: { ...tunnel, peers: present.peers } };
 }
 
-/** A half of a diff: what it runs, and what the tunnel has afterwards. */
+/** The tunnel's peers, kept up with what we change. */
+interface PresentPeers {
+  peers: Map<string, ObservedPeer>;
+  /** By prefix, the public key of the peer that has it. */
+  owners: Map<string, string>;
+  /** What was desired when all of it was there, and nothing else. */
+  settled?: Mark;
+}
+
+function presentOf(tunnel: Pick<Tunnel, "peers">): PresentPeers {
+  return { peers: tunnel.peers, owners: allowedIpOwners(tunnel) };
+}
+
+/** By public key. */
+type Changed = ReadonlySet<string> | "all";
+
+/** A half of a diff. */
 interface HalfChange {
   commands: Command[];
-  result: Tunnel;
+  /** Notes in what is present that they were run. */
+  note(): void;
 }
 
 function addPeers(
   link: string,
-  desired: readonly Peer[],
-  tunnel: Tunnel,
+  desired: ReadonlyTable<Peer>,
+  changed: Changed,
+  present: PresentPeers,
   wanted: ReadonlyMap<string, string | undefined>,
   now: number,
 ): HalfChange {
-  const owner = allowedIpOwners(tunnel);
-  const claimed = new Set(desired.flatMap((peer) => peer.allowedIps));
+  const keys = changed === "all" ? desired.keys() : changed;
+  const peers = [...keys].flatMap((key) => desired.get(key) ?? []);
+  // A prefix that another peer gets is taken from this one by that, and both have changed.
+  const claimed = new Set(peers.flatMap((peer) => peer.allowedIps));
   const settings: string[][] = [];
-  const result = new Map<string, ObservedPeer>();
-  // A prefix that another peer gets is taken from this one by that. What goes stays until nothing is routed to it.
-  for (const [publicKey, peer] of tunnel.peers)
-    result.set(publicKey, { ...peer, allowedIps: peer.allowedIps.filter((prefix) => !claimed.has(prefix)) });
-  for (const peer of desired) {
-    const observed = tunnel.peers.get(peer.publicKey);
-    const missing = peer.allowedIps.filter((prefix) => owner.get(prefix) !== peer.publicKey);
-    const kept = result.get(peer.publicKey)?.allowedIps ?? [];
+  const results: [key: string, peer: ObservedPeer, gained: readonly string[]][] = [];
+  for (const peer of peers) {
+    const observed = present.peers.get(peer.publicKey);
+    const missing = peer.allowedIps.filter((prefix) => present.owners.get(prefix) !== peer.publicKey);
+    // What goes stays until nothing is routed to it.
+    const kept = observed?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
     const allowedIps =
       kept.length > 0 ? [...peer.allowedIps, ...kept].sort(compareAddresses) : peer.allowedIps;
     const moved = endpointToSet(peer, observed, wanted, now);
@@ -76,32 +99,59 @@ function addPeers(
       ...(moved ? ["endpoint", moved] : []),
       ...(missing.length > 0 ? ["allowed-ips", allowedIps.join(",")] : []),
     ];
-    if (!observed || words.length > 0) settings.push(["peer", peer.publicKey, ...words]);
-    result.set(peer.publicKey, {
+    if (observed && words.length === 0) continue;
+    settings.push(["peer", peer.publicKey, ...words]);
+    const result = {
       endpoint: moved ?? observed?.endpoint,
       allowedIps,
       preshared: false,
       keepalive: false,
       latestHandshake: observed?.latestHandshake ?? 0,
-    });
+    };
+    results.push([peer.publicKey, result, missing]);
   }
-  return { commands: inChunks(link, settings), result: { ...tunnel, peers: result } };
+  return {
+    commands: inChunks(link, settings),
+    note() {
+      for (const [key, , gained] of results)
+        for (const prefix of gained) {
+          take(present, prefix);
+          present.owners.set(prefix, key);
+        }
+      for (const [key, peer] of results) present.peers.set(key, peer);
+    },
+  };
 }
 
-/** @param tunnel as `addPeers` leaves it */
-function removePeers(link: string, desired: readonly Peer[], tunnel: Tunnel): HalfChange {
-  const result = new Map(tunnel.peers);
-  const wantedKeys = new Set(desired.map((peer) => peer.publicKey));
-  const gone = [...tunnel.peers.keys()].filter((publicKey) => !wantedKeys.has(publicKey)).sort();
-  for (const publicKey of gone) result.delete(publicKey);
-  const claimed = new Set(desired.flatMap((peer) => peer.allowedIps));
+/** From the peer that has a prefix, if any. */
+function take({ peers, owners }: PresentPeers, prefix: string): void {
+  const key = owners.get(prefix);
+  const peer = key === undefined ? undefined : peers.get(key);
+  if (key === undefined || peer === undefined) return;
+  peers.set(key, { ...peer, allowedIps: peer.allowedIps.filter((each) => each !== prefix) });
+  owners.delete(prefix);
+}
+
+/** @param present with all that is desired */
+function removePeers(
+  link: string,
+  desired: ReadonlyTable<Peer>,
+  changed: Changed,
+  present: PresentPeers,
+): HalfChange {
+  const gone: string[] = [];
   const surplus: string[] = [];
-  for (const { publicKey, allowedIps } of desired) {
-    const present = tunnel.peers.get(publicKey);
-    const unclaimed = present?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
-    if (present && unclaimed.length > 0) result.set(publicKey, { ...present, allowedIps });
-    surplus.push(...unclaimed);
+  for (const key of changed === "all" ? present.peers.keys() : changed) {
+    const allowedIps = present.peers.get(key)?.allowedIps;
+    const peer = desired.get(key);
+    if (allowedIps !== undefined && peer === undefined) gone.push(key);
+    // It has all that it should.
+    if (peer === undefined || allowedIps === undefined || allowedIps.length === peer.allowedIps.length)
+      continue;
+    const wanted = new Set(peer.allowedIps);
+    surplus.push(...allowedIps.filter((prefix) => !wanted.has(prefix)));
   }
+  gone.sort();
   surplus.sort(compareAddresses);
   const removals: string[][] = [];
   // A prefix leaves a peer, whose others stay as they are, by moving to a peer that is removed at once.
@@ -110,7 +160,16 @@ function removePeers(link: string, desired: readonly Peer[], tunnel: Tunnel): Ha
     removals.push(["peer", throwAway, "allowed-ips", prefixes, "peer", throwAway, "remove"]);
   }
   for (const publicKey of gone) removals.push(["peer", publicKey, "remove"]);
-  return { commands: inChunks(link, removals), result: { ...tunnel, peers: result } };
+  return {
+    commands: inChunks(link, removals),
+    note() {
+      for (const prefix of surplus) take(present, prefix);
+      for (const key of gone) {
+        for (const prefix of present.peers.get(key)?.allowedIps ?? []) present.owners.delete(prefix);
+        present.peers.delete(key);
+      }
+    },
+  };
 }
 
 /** A key that nobody has. */
@@ -134,11 +193,19 @@ export function namedIn(commands: readonly Command[], peers: readonly Peer[]): s
   return peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
 }
 
+/** What a desired state says of the tunnel's peers, by their public keys; without a link it has none. */
+interface WantedPeers {
+  link: unknown;
+  peers: ReadonlyTable<Peer>;
+}
+
 /** The tunnel's peers, each with its prefixes and its endpoint. */
-export class Peers implements Resource<DesiredTunnel> {
+export class Peers implements Resource<WantedPeers> {
   readonly #link: string;
   readonly #wireGuard: WireGuard;
   readonly #perform: Perform;
+  /** Of the last look. */
+  #present: PresentPeers | undefined;
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
   /** Whether there were none when the last pass began. */
@@ -158,23 +225,43 @@ export class Peers implements Resource<DesiredTunnel> {
     return this.#wireGuard.observe();
   }
 
-  async add({ link, peers }: DesiredTunnel): Promise<void> {
+  async add({ link, peers }: WantedPeers): Promise<void> {
     if (link === undefined) return;
-    const tunnel = await this.observe();
-    this.wereNone = tunnel.peers.size === 0;
+    const { tunnel, present } = await this.#peers();
+    this.wereNone = present.peers.size === 0;
+    const changed = peers.changedSince(present.settled);
     const { seenAt } = this.#wireGuard;
-    const { commands, result } = addPeers(this.#link, peers, tunnel, this.#wantedEndpoints, seenAt);
-    const nodes = namedIn(commands, peers);
-    await this.#wireGuard.change(() => this.#perform("peers added or changed", commands, { nodes }), result);
-    for (const { node, publicKey, endpoint } of peers)
+    const { commands, note } = addPeers(this.#link, peers, changed, present, this.#wantedEndpoints, seenAt);
+    const of = [...(changed === "all" ? peers.keys() : changed)].flatMap((key) => peers.get(key) ?? []);
+    await this.#change(tunnel, "peers added or changed", commands, note, { nodes: namedIn(commands, of) });
+    for (const { node, publicKey, endpoint } of of)
       if (node !== unknownNode) this.#wantedEndpoints.set(publicKey, endpoint);
   }
 
-  async remove({ link, peers }: DesiredTunnel): Promise<void> {
+  async remove({ link, peers }: WantedPeers): Promise<void> {
     if (link === undefined) return;
-    const { commands, result } = removePeers(this.#link, peers, await this.observe());
-    await this.#wireGuard.change(() => this.#perform("peers or prefixes removed", commands), result);
-    for (const key of this.#wantedEndpoints.keys())
-      if (!result.peers.has(key)) this.#wantedEndpoints.delete(key);
+    const { tunnel, present } = await this.#peers();
+    const changed = peers.changedSince(present.settled);
+    const { commands, note } = removePeers(this.#link, peers, changed, present);
+    await this.#change(tunnel, "peers or prefixes removed", commands, note);
+    for (const key of changed === "all" ? this.#wantedEndpoints.keys() : changed)
+      if (!present.peers.has(key)) this.#wantedEndpoints.delete(key);
+    present.settled = peers.mark();
+  }
+
+  async #peers(): Promise<{ tunnel: Tunnel; present: PresentPeers }> {
+    const tunnel = await this.observe();
+    if (this.#present?.peers !== tunnel.peers) this.#present = presentOf(tunnel);
+    return { tunnel, present: this.#present };
+  }
+
+  #change(tunnel: Tunnel, what: string, commands: Command[], note: () => void, details?: object) {
+    return this.#wireGuard.change(
+      () => this.#perform(what, commands, details),
+      () => {
+        note();
+        return tunnel;
+      },
+    );
   }
 }

@@ -6,7 +6,8 @@ import { command, type Step } from "./command.ts";
 import { nodeReader } from "./executor.ts";
 import { observeFirewall, removeFirewall } from "./firewall/firewall.ts";
 import { observeLinks } from "./link.ts";
-import { diffRoutes, observeRoutes } from "./routes.ts";
+import { observeRoutes } from "./routelist.ts";
+import { diffRoutes } from "./routes.ts";
 
 /**
  * The steps that remove what is there, in order.

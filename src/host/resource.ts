@@ -55,10 +55,10 @@ export class Kept<T> {
     this.#value = undefined;
   }
 
-  /** Carries a change out. What is there afterwards is known only if it succeeds. */
-  async change(carryOut: () => Promise<void>, settled: T): Promise<void> {
+  /** Carries a change out. Only if it succeeds is it known what is there afterwards. */
+  async change(carryOut: () => Promise<void>, settle: () => T): Promise<void> {
     this.#value = undefined;
     await carryOut();
-    this.#value = settled;
+    this.#value = settle();
   }
 }

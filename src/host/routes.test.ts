@@ -5,7 +5,8 @@ import link4 from "./recorded/ip-4-link.txt";
 import routes4 from "./recorded/ip-4-route.txt";
 import link6 from "./recorded/ip-6-link.txt";
 import routes6 from "./recorded/ip-6-route.txt";
-import { diffRoutes, guardsOf, type ObservedRoutes, parseRoutes, settledRoutes } from "./routes.ts";
+import { type ObservedRoutes, parseRoutes } from "./routelist.ts";
+import { diffRoutes, guardsOf, settledRoutes } from "./routes.ts";
 import { settledRules } from "./rules.ts";
 
 const unreachable = (prefix: string, table: Table = "24600"): Route => ({

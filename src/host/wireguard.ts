@@ -1,6 +1,5 @@
 /** What WireGuard has in the tunnel's link, by `wg`: the own key and port, and peers, which are in peers.ts. */
 import { compareAddresses, parseAddress } from "../net/address.ts";
-import type { Peer } from "../plan/desired.ts";
 import type { Standing } from "../plan/overlay/claims.ts";
 import { type Command, command } from "./command.ts";
 import type { Perform, Reader } from "./executor.ts";
@@ -132,7 +131,7 @@ export function inChunks(link: string, settings: readonly string[][]): Command[]
   return chunks.map((words) => command`wg set ${link} ${words}`);
 }
 
-const nothing: Tunnel = { publicKey: undefined, port: 0, marked: false, peers: new Map() };
+const nothing = (): Tunnel => ({ publicKey: undefined, port: 0, marked: false, peers: new Map() });
 
 /** What WireGuard has in the tunnel's link: its identity and its peers are both of one look. */
 export class WireGuard {
@@ -143,7 +142,7 @@ export class WireGuard {
   constructor(reader: Reader, link: string, links: Links) {
     this.#tunnel = new Kept(async () => {
       const { kind } = (await links.find(link)) ?? {};
-      if (kind !== "wireguard" && kind !== "tun") return nothing;
+      if (kind !== "wireguard" && kind !== "tun") return nothing();
       this.seenAt = Date.now() / 1000;
       return await observeTunnel(reader, link);
     });
@@ -157,19 +156,13 @@ export class WireGuard {
     return this.#tunnel.get();
   }
 
-  change(carryOut: () => Promise<void>, settled: Tunnel): Promise<void> {
-    return this.#tunnel.change(carryOut, settled);
+  change(carryOut: () => Promise<void>, settle: () => Tunnel): Promise<void> {
+    return this.#tunnel.change(carryOut, settle);
   }
 }
 
-/** What a desired state says of the tunnel; without a link it has none. */
-export interface DesiredTunnel {
-  link: unknown;
-  peers: readonly Peer[];
-}
-
 /** The tunnel's key and port. */
-export class Identity implements Resource<DesiredTunnel> {
+export class Identity implements Resource<{ link: unknown }> {
   readonly #link: string;
   readonly #own: OwnIdentity;
   readonly #wireGuard: WireGuard;
@@ -186,13 +179,13 @@ export class Identity implements Resource<DesiredTunnel> {
     this.#wireGuard.invalidate(reason);
   }
 
-  async add({ link }: DesiredTunnel): Promise<void> {
+  async add({ link }: { link: unknown }): Promise<void> {
     if (link === undefined) return;
     const tunnel = await this.#wireGuard.observe();
     const { publicKey, port } = this.#own;
     await this.#wireGuard.change(
       () => this.#perform("WireGuard key and port", diffIdentity(this.#link, this.#own, tunnel)),
-      { ...tunnel, publicKey, port, marked: false },
+      () => ({ ...tunnel, publicKey, port, marked: false }),
     );
   }
 }

@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import type { Command } from "../host/command.ts";
 import type { Resource } from "../host/resource.ts";
 import { greet } from "../host/wireguard.ts";
+import type { ReadonlyTable } from "../net/table.ts";
 import type { Peer } from "../plan/desired.ts";
 
 /**
@@ -62,11 +63,11 @@ interface Outside {
 }
 
 /** Greets the peers of each new tunnel that may hold a session with an earlier life of it. */
-export class Greeter implements Resource<{ peers: readonly Peer[] }> {
+export class Greeter implements Resource<{ peers: ReadonlyTable<Peer> }> {
   readonly #outside: Outside;
   readonly #greeting = new Greeting();
-  /** Keys of those that can be greeted. */
-  #peers: ReadonlySet<string> = new Set();
+  /** Whether this is the key of a peer that can be greeted. */
+  #canGreet: (key: string) => boolean = () => false;
   #count = 0;
   /** Nobody has a session with a key that is new: its peers come to it, as soon as they have something to send. */
   #acquainted: boolean;
@@ -85,17 +86,18 @@ export class Greeter implements Resource<{ peers: readonly Peer[] }> {
   invalidate(): void {}
 
   /** The tunnel has these peers. */
-  async add({ peers }: { peers: readonly Peer[] }): Promise<void> {
-    this.#peers = new Set(peers.filter((peer) => peer.endpoint).map((peer) => peer.publicKey));
-    if (this.#outside.isNew() && this.#acquainted) this.#greeting.begin([...this.#peers], performance.now());
-    this.#acquainted ||= peers.length > 0;
+  async add({ peers }: { peers: ReadonlyTable<Peer> }): Promise<void> {
+    this.#canGreet = (key) => peers.get(key)?.endpoint !== undefined;
+    if (this.#outside.isNew() && this.#acquainted)
+      this.#greeting.begin([...peers.keys()].filter(this.#canGreet), performance.now());
+    this.#acquainted ||= peers.size > 0;
     while (this.#outside.paper && this.nextAt !== Number.POSITIVE_INFINITY) await this.greet();
   }
 
   /** Greets those that are due. Not in a pass, which a large cluster would keep waiting. */
   async greet(now = performance.now()): Promise<void> {
     const { link, perform, log } = this.#outside;
-    const keys = this.#greeting.take(now, (key) => this.#peers.has(key));
+    const keys = this.#greeting.take(now, this.#canGreet);
     await perform(greet(link, keys));
     this.#count += keys.length;
     if (this.nextAt !== Number.POSITIVE_INFINITY) return;

@@ -10,12 +10,13 @@ import type { Reason } from "../host/resource.ts";
 import type { UnderlayRoutes } from "../host/underlay.ts";
 import { standing } from "../host/wireguard.ts";
 import { type Family, familyOf } from "../net/address.ts";
-import { type Desired, type OwnNode as PlannedNode, plan } from "../plan/desired.ts";
+import { Table } from "../net/table.ts";
+import { type Desired, type Peer, type OwnNode as PlannedNode, plan } from "../plan/desired.ts";
 import { leavingFamilies, withoutIpv6 } from "../plan/ipv6.ts";
 import type { Standing } from "../plan/overlay/claims.ts";
 import { Departed } from "../plan/overlay/departed.ts";
 import { annotationsOf, type NodeObject } from "../plan/overlay/node.ts";
-import type { Route } from "../plan/overlay/routes.ts";
+import { type Route, routePlace, routeTable } from "../plan/overlay/routes.ts";
 import { forwardingLinks } from "../plan/own.ts";
 import { retain } from "../plan/retained.ts";
 import { Findings } from "../report/findings.ts";
@@ -60,6 +61,8 @@ export class Reconciler {
    */
   #standing: Standing | undefined;
   #expected: Expectation | undefined;
+  readonly #peers = new Table<Peer>((a, b) => Bun.deepEquals(a, b));
+  readonly #routes = new Table<Route>((a, b) => a.type === b.type);
   /**
    * Why the next pass has to look anew. The pass that is under way may still be looking, or writing down what it has
    * done: it would put back what it knew from before the change.
@@ -152,15 +155,7 @@ export class Reconciler {
   async pass(why: string): Promise<void> {
     const { config, nodes, version, log } = this.#means;
     const { failures } = this;
-    const {
-      links: allLinks,
-      ipv6: ipv6Sysctls,
-      underlay,
-      peers,
-      routes,
-      annotations,
-      firewall,
-    } = this.#resources;
+    const { links: allLinks, ipv6: ipv6Sysctls, underlay, annotations, firewall } = this.#resources;
     this.#why = why;
     for (const reason of this.#outdated) invalidate(this.#resources, reason);
     this.#outdated.clear();
@@ -176,15 +171,15 @@ export class Reconciler {
     const own = await this.#ownNode.look(nodes.own as NodeObject, links, ipv6, main.gateways, reserved);
     if (own === undefined) return;
     // What fails here fails when the tunnel is set up, too, and is told there.
-    const tunnel = this.#hasTunnel ? await peers.observe().catch(() => undefined) : undefined;
+    const tunnel = this.#hasTunnel ? await this.#resources.peers.observe().catch(() => undefined) : undefined;
     if (tunnel !== undefined) this.#standing ??= standing(tunnel);
-    const present = await failures.attempt("look at routes", () => routes.observe());
+    const present = await failures.attempt("look at routes", () => this.#resources.routes.observe());
     if (present === undefined) return;
     const mtu = await failures.attempt("look at the underlay", () => this.#underlayMtu(own, links));
     if (mtu === undefined) return;
 
     const planned = withoutIpv6(
-      this.#plan({ own, links, main, mtu, reserved, routes: present.own }),
+      this.#plan({ own, links, main, mtu, reserved, routes: [...present.own.values()] }),
       ipv6,
       own.podRanges,
     );
@@ -192,15 +187,16 @@ export class Reconciler {
     const desired = whole
       ? planned
       : retain(planned, {
-          routes: present.own,
+          routes: [...present.own.values()],
           rules: present.rules.filter((rule) => rule.ours),
           peers: tunnel?.peers ?? new Map(),
         });
     this.#problems.report(desired.problems);
     this.#means.observer.planned(desired, [...nodes.others.values()], own.podRanges.length);
+    const { peers, routes } = this.#tables(desired);
     this.#expected = expectation(
       config.linkName,
-      desired,
+      { routes, rules: desired.rules },
       main.gateways,
       config.flowtable?.devices,
       concerned(config, nodes.own, own, this.#ownNode.addresses),
@@ -208,8 +204,10 @@ export class Reconciler {
     const podCidrs = own.podRanges.map((range) => range.subnet);
     const target: Target = {
       ...desired,
+      peers,
+      routes,
       // Of an earlier configuration, in which this plugin connected the node's pods.
-      ...(config.firewallOnly ? { routes: [], rules: [], cni: undefined } : {}),
+      ...(config.firewallOnly ? { routes: routeTable([]), rules: [], cni: undefined } : {}),
       whole,
       annotations: annotationsOf({ ...own, version, podCidrs }),
       podCidrs: podCidrs.filter((prefix) => familyOf(prefix) === "ipv4" || ipv6.newLinks),
@@ -223,6 +221,13 @@ export class Reconciler {
     if (this.#synced || !annotations.mayStart || failures.reasons.length > 0 || !nodes.ownIsThere) return;
     this.#synced = true;
     log.info({ nodes: nodes.others.size, podCidrs, addresses: own.endpoints }, "in sync");
+  }
+
+  /** What is desired of peers and routes, as tables that know what changed from pass to pass. */
+  #tables({ peers, routes }: Desired) {
+    this.#peers.replace(new Map(peers.map((peer) => [peer.publicKey, peer])));
+    this.#routes.replace(new Map(routes.map((route) => [routePlace(route), route])));
+    return { peers: this.#peers, routes: this.#routes };
   }
 
   get #nativeRouting(): Config["nativeRouting"] {

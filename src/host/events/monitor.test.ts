@@ -1,13 +1,13 @@
 import { describe, expect, test } from "bun:test";
-import { type Route, type Rule, rules } from "../../plan/overlay/routes.ts";
+import { routeTable, rules } from "../../plan/overlay/routes.ts";
 import recorded from "../recorded/ip-monitor.txt";
 import { classify, type Expectation, expectation, type Signal } from "./monitor.ts";
 
 const remote = { prefixes: ["10.1.1.0/24", "fd00:1:0:1::/64"], hosts: ["192.0.2.7/32", "2001:db8:1::7/128"] };
 
 /** What there should be in the recording: one remote node, dual-stack, with an address in each of its pod CIDRs. */
-const desired: { routes: Route[]; rules: Rule[] } = {
-  routes: [
+const desired = {
+  routes: routeTable([
     ...["10.1.0.0/24", "fd00:1::/64"].map((prefix) => ({
       type: "unreachable" as const,
       prefix,
@@ -22,10 +22,11 @@ const desired: { routes: Route[]; rules: Rule[] } = {
       table: "24600" as const,
     })),
     ...remote.hosts.map((prefix) => ({ type: "tunnel" as const, prefix, table: "24601" as const })),
-  ],
+  ]),
   rules: rules(["ipv4", "ipv6"], ["10.1.0.0/24", "fd00:1::/64"]),
 };
 const expected = expectation("wigglenet", desired, []);
+const nothing = { routes: routeTable([]), rules: [] };
 
 // As systemd-networkd does it with IPv4Forwarding=no. The recording has these lines, after longer ones of new links.
 test.each<[Signal, string]>([
@@ -38,8 +39,9 @@ test.each<[Signal, string]>([
 });
 
 test("what is expected of a node without any route", () => {
-  const { newGateway, ...rest } = expectation("wigglenet", { routes: [], rules: [] }, []);
-  expect(rest).toEqual({ link: "wigglenet", places: new Set(), rules: new Set(), devices: [] });
+  const { newGateway, places, ...rest } = expectation("wigglenet", nothing, []);
+  expect(rest).toEqual({ link: "wigglenet", rules: new Set(), devices: [] });
+  expect(places.has("main 10.1.0.0/24 true")).toBe(false);
   expect(newGateway("192.0.2.1")).toBe(false);
 });
 
@@ -195,7 +197,7 @@ describe("addresses of links that are not ours", () => {
     inside: ["10.1.0.0/24"],
     links: ["lan*"],
   };
-  const expected = { ...expectation("wigglenet", { routes: [], rules: [] }, []), addresses };
+  const expected = { ...expectation("wigglenet", nothing, []), addresses };
   test.each<[signal: string, line: string]>([
     // As kube-proxy in IPVS mode has for each Service, and Docker for its bridges.
     ["later", "[ADDR]5: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0"],

@@ -3,6 +3,7 @@ import type { Logger } from "pino";
 import type { Config } from "../../config/config.ts";
 import { contains, parseAddress } from "../../net/address.ts";
 import { PrefixIndex } from "../../net/lookup.ts";
+import type { ReadonlyTable } from "../../net/table.ts";
 import type { OwnNode } from "../../plan/desired.ts";
 import type { NodeObject } from "../../plan/overlay/node.ts";
 import { lastPriority, type Route, type Rule } from "../../plan/overlay/routes.ts";
@@ -21,7 +22,7 @@ export type Signal = "none" | "later" | "links" | "everything";
 export interface Expectation {
   link: string;
   /** Place of each own route: table, prefix, and whether it is unreachable. */
-  places: ReadonlySet<string>;
+  places: { has(place: string): boolean };
   /** Priority and text of each own rule. */
   rules: ReadonlySet<string>;
   /** Whether it is a gateway that is not known, and that lies in a pod CIDR. */
@@ -40,30 +41,34 @@ export interface Expectation {
 }
 
 /**
- * @param desired of a plan
+ * @param desired of a plan; routes by their places
  * @param gateways that the plan knew
  */
 export function expectation(
   link: string,
-  desired: { routes: readonly Route[]; rules: readonly Rule[] },
+  desired: { routes: ReadonlyTable<Route>; rules: readonly Rule[] },
   gateways: readonly string[],
   devices: readonly string[] = [],
   addresses?: Expectation["addresses"],
 ): Expectation {
   const known = new Set(gateways);
-  const podCidrs = new PrefixIndex(desired.routes.filter((route) => route.type === "unreachable"));
+  let podCidrs: PrefixIndex<Route> | undefined;
+  const isPods = (address: string) => {
+    podCidrs ??= new PrefixIndex(
+      [...desired.routes.values()].filter((route) => route.type === "unreachable"),
+    );
+    return podCidrs.longest(address) !== undefined;
+  };
   return {
     link,
     devices,
     ...(addresses && { addresses }),
-    places: new Set(
-      desired.routes.map(({ table, prefix, type }) => place(table, prefix, type === "unreachable")),
-    ),
+    places: desired.routes,
     rules: new Set(desired.rules.map(({ priority, text }) => `${priority} ${text}`)),
     newGateway: (text) => {
       if (known.has(text)) return false;
       const address = parseAddress(text);
-      if (address !== undefined && !known.has(address) && podCidrs.longest(address)) return true;
+      if (address !== undefined && !known.has(address) && isPods(address)) return true;
       // A router that learns a full BGP table tells of the same few again and again.
       known.add(text);
       return false;

@@ -110,7 +110,7 @@ export class FlowTable implements Resource<DesiredFlowTable> {
     const present = await this.#devices.get();
     const change = () => this.#perform("flow table", diffDevices(devices, present));
     try {
-      await this.#devices.change(change, [...devices]);
+      await this.#devices.change(change, () => [...devices]);
     } catch (error) {
       this.#links.invalidate("links");
       const there = (await this.#links.observe()).map((link) => link.name);

@@ -8,6 +8,7 @@ import {
   overlaps,
 } from "../../net/address.ts";
 import { PrefixIndex } from "../../net/lookup.ts";
+import { Table as ValueTable } from "../../net/table.ts";
 import { markBit } from "../firewall/model.ts";
 import type { SettledNode } from "./claims.ts";
 
@@ -103,6 +104,13 @@ export function routes(input: RouteInput): Route[] {
       result.push({ type: "tunnel", prefix: hostPrefix(address), table: nodeTable });
   }
   return onePerPlace(result);
+}
+
+/** Routes by their places. */
+export function routeTable(list: Iterable<Route>): ValueTable<Route> {
+  const table = new ValueTable<Route>();
+  for (const route of list) table.set(routePlace(route), route);
+  return table;
 }
 
 /** The identity of a route. */
