@@ -74,7 +74,7 @@ export function resourcesOf(means: Means) {
   const routes = new Routes({ reader: executor, link, families, perform });
   const flowTable = new FlowTable(links, executor, perform);
   const written = () => flowTable.written();
-  const annotations = new Annotations({ config, nodes, executor, annotate });
+  const annotations = new Annotations({ config, nodes, executor, annotate, findings });
   const ipv6InTunnel = !config.firewallOnly && !config.nativeRouting.ipv6;
   const own = { publicKey: means.publicKey ?? "", privateKeyPath, port };
   const resources = {
