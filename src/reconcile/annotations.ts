@@ -35,6 +35,11 @@ export class Annotations implements Resource<{ annotations: Record<string, strin
     return Math.min(this.#publication.dueAt, this.#contest.dueAt);
   }
 
+  /** The time has come: a pass is due, for this reason. */
+  due(): string {
+    return "published";
+  }
+
   async add({ annotations: wanted }: { annotations: Record<string, string | null> }): Promise<void> {
     const { config, nodes, executor, annotate } = this.#means;
     const present = nodes.own?.metadata.annotations ?? {};

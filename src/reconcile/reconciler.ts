@@ -123,7 +123,7 @@ export class Reconciler {
   get publication(): Timer {
     return {
       nextAt: () => this.#resources.annotations.dueAt,
-      fire: async () => this.#means.wake("published"),
+      fire: async () => this.#means.wake(this.#resources.annotations.due()),
     };
   }
 
