@@ -37,6 +37,8 @@ export class Annotations implements Resource<{ annotations: Record<string, strin
 
   /** The time has come: a pass is due, for this reason. */
   due(): string {
+    // That pass may fail before it comes to this, and is then tried again in its own time.
+    this.#publication.dueAt = this.#contest.dueAt = Number.POSITIVE_INFINITY;
     return "published";
   }
 

@@ -39,7 +39,7 @@ export const realClock: Clock = {
 
 /** What is to be done at some time besides the passes. */
 export interface Timer {
-  /** In milliseconds of the clock; infinity: nothing is to be done. */
+  /** In milliseconds of the clock; infinity: nothing is to be done. Once it has fired, it has to be another. */
   nextAt(): number;
   fire(): Promise<void>;
 }
