@@ -10,7 +10,7 @@ import { Publication } from "./publication.ts";
 interface Means {
   config: Pick<Config, "firewallOnly">;
   nodes: Pick<ClusterNodes, "own" | "ownIsThere">;
-  executor: Executor;
+  executor: Pick<Executor, "paper">;
   /** Carries a change out, and has it logged. */
   annotate(annotations: Record<string, string | null>): Promise<void>;
   findings: Findings;
