@@ -234,6 +234,15 @@ test("kubelet probes where the agent answers, and Prometheus finds its port", as
     ).not.toEqual([expect.objectContaining({ containerPort: null })]);
 });
 
+// Of 1.10 Helm keeps 1.1, and of a date it makes 2.0e+07.
+test.each(["image.tag=20241101", "image.repository=5", "stateDir=1", "cni.binDir=true"])(
+  "a text that YAML takes for something else is refused: %s",
+  (value) => {
+    const name = value.replace(/=.*/, "").replaceAll(".", "/");
+    expect(render(["--set", value])).rejects.toThrow(`'/${name}'`);
+  },
+);
+
 // Helm reads the numbers of a file as floating-point ones.
 test("large numbers stay whole, from a file too", async () => {
   const file = `${mkdtempSync(`${tmpdir()}/wigglenet-values-`)}/values.yaml`;
