@@ -81,16 +81,18 @@ const prefix =
   "^(([0-9]{1,3}\\.){3}[0-9]{1,3}/([12]?[0-9]|3[0-2])|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8]))$";
 
 /** Names as in the default values, and no others but where the default is an empty or a foreign object. */
-function schemaOf(value: unknown, name = ""): object {
+function schemaOf(value: unknown, name = "", within = ""): object {
   if (Array.isArray(value))
     return {
       type: "array",
       ...(name.startsWith("allowed") && { items: { type: "string", pattern: prefix } }),
     };
   if (typeof value === "boolean") return { type: "boolean" };
-  if (typeof value !== "object" || value === null) return { type: ["string", "number", "boolean", "null"] };
+  // Of a number Helm keeps the value alone: 1.10 would be 1.1, and an image's tag of digits 2.0e+07. Settings are whole ones.
+  if (typeof value !== "object" || value === null)
+    return { type: ["string", ...(within === "settings" ? ["number", "boolean"] : []), "null"] };
   if (foreign.has(name)) return { type: ["object", "null"] };
-  const properties = Object.entries(value).map(([key, each]) => [key, schemaOf(each, key)]);
+  const properties = Object.entries(value).map(([key, each]) => [key, schemaOf(each, key, name)]);
   // Helm adds what parents share
   if (name === "") properties.push(["global", { type: "object" }]);
   return { type: "object", additionalProperties: false, properties: Object.fromEntries(properties) };
