@@ -38,6 +38,8 @@ export class FakeApi implements AsyncDisposable {
   readonly headers: Headers[] = [];
   readonly bodies: string[] = [];
   readonly logged: string[] = [];
+  /** The same with all their fields. */
+  readonly lines: Record<string, unknown>[] = [];
   /** How many objects a page has at most, whatever was asked for. */
   page = 2;
   /** Answers instead of the usual, where it gives a response. */
@@ -91,6 +93,7 @@ export class FakeApi implements AsyncDisposable {
     {
       write: (line) => {
         const { level, msg } = JSON.parse(line) as { level: number; msg: string };
+        this.lines.push(JSON.parse(line));
         this.logged.push(`${pino.levels.labels[level]}: ${msg}`);
       },
     },

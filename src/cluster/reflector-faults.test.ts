@@ -1,6 +1,6 @@
 /** What goes wrong with what is followed: a cache that is behind, a restored API server, a follower that throws. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { fakeNode, until } from "./fake-api.ts";
+import { failure, fakeNode, until } from "./fake-api.ts";
 import { followedNodes } from "./fixtures/followed.ts";
 
 setDefaultTimeout(30_000);
@@ -253,5 +253,47 @@ describe("a follower that throws", () => {
       return nodes.told.length > 0;
     });
     expect([nodes.told, faults().length, nodes.lists()]).toEqual([["=n1,n2,n3,n4"], 1, 1]);
+  });
+});
+
+describe("why it cannot be followed", () => {
+  const list = () => Response.json({ metadata: { resourceVersion: "1" } });
+  const page = () => new Response("<html>Log in, please</html>");
+  const half = () => new Response('{"metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"n1');
+
+  test.each<[title: string, answer: (attempt: number, path: string) => Response, said: string[]]>([
+    [
+      "is told once for each reason",
+      (attempt) => (attempt % 2 === 1 ? failure(503, "not yet") : failure(403, "nodes is forbidden")),
+      ["HTTP 503: not yet", "HTTP 403: nodes is forbidden"],
+    ],
+    [
+      "is one reason where numbers alone differ",
+      (attempt) => failure(500, `took ${attempt} ms`),
+      ["HTTP 500: took 0 ms"],
+    ],
+    [
+      "is a proxy's page where the revision was asked for",
+      page,
+      ["GET /api/v1/nodes?limit=1: the answer is no JSON, but <html>Log in, please</html>"],
+    ],
+    [
+      "is a proxy's page where a list was asked for",
+      (_, path) => (path.includes("limit=1") ? list() : page()),
+      ["GET /api/v1/nodes?resourceVersion=0: the answer is no JSON, but <html>Log in, please</html>"],
+    ],
+    [
+      "is half a list",
+      (_, path) => (path.includes("limit=1") ? list() : half()),
+      ["GET /api/v1/nodes?resourceVersion=0: the answer breaks off"],
+    ],
+    ["is nothing at all", () => new Response(""), ["GET /api/v1/nodes?limit=1: the answer is empty"]],
+  ])("%s", async (_, answer, said) => {
+    nodes.api.intercept = (url) => answer(nodes.waits.length, url.pathname + url.search);
+    nodes.start();
+    await until("several attempts", () => nodes.waits.length > 5);
+    const warned = nodes.api.lines.filter(({ level }) => level === 40).map(({ error }) => error);
+    expect(warned).toEqual(said.map((part) => expect.stringContaining(part)));
+    expect(nodes.told).toEqual([]);
   });
 });
