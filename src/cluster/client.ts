@@ -91,7 +91,14 @@ export class ApiClient {
 
   /** One whole JSON answer. */
   async json<T>(request: ApiRequest): Promise<T> {
-    return await this.read(request, async (response) => (await response.json()) as T);
+    return await this.read(request, async (response) => {
+      const text = await response.text();
+      try {
+        return JSON.parse(text) as T;
+      } catch {
+        throw noJson(request, text);
+      }
+    });
   }
 
   async #send(request: ApiRequest, signal: AbortSignal): Promise<Response> {
@@ -137,6 +144,14 @@ function loadKubeconfig(kubeConfig: KubeConfig, path: string): void {
     const tokenFile = raw.users?.find((entry) => entry.name === user.name)?.user?.tokenFile;
     return tokenFile ? { ...user, authProvider: { name: "tokenFile", config: { tokenFile } } } : user;
   });
+}
+
+/** What was answered, with success, and is not what was asked for: by a proxy, or cut off on its way. */
+export function noJson({ method = "GET", path }: ApiRequest, text: string): Error {
+  const said = text.trim();
+  const what =
+    said === "" ? "is empty" : /^[[{]/.test(said) ? "breaks off" : `is no JSON, but ${shorten(said, 200)}`;
+  return new Error(`${method} ${shorten(path, 200)}: the answer ${what}`);
 }
 
 function describeFailure(request: ApiRequest, status: number, body: string): string {

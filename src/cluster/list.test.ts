@@ -13,7 +13,7 @@ function read(text: string, sizes: readonly number[]) {
     reader.push(bytes.subarray(at, at + size));
     at += size;
   }
-  return { ...reader.end(), items };
+  return { ...reader.end((text) => new Error(`no JSON: ${text}`)), items };
 }
 
 test("a list as it arrives, in pieces, is the same as when it is parsed whole", () => {

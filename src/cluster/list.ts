@@ -1,5 +1,5 @@
 /** Lists of objects, read as they arrive: never is more than one object of a list in memory as text. */
-import type { ApiClient, ApiRequest } from "./client.ts";
+import { type ApiClient, type ApiRequest, noJson } from "./client.ts";
 
 /** What every object has. */
 export interface ApiObject {
@@ -38,7 +38,7 @@ export async function readList<T>(
         heard();
         reader.push(chunk as Uint8Array);
       }
-      return reader.end();
+      return reader.end((text) => noJson({ path }, text));
     });
     if (!metadata.continue) return metadata.resourceVersion;
     // A token stands for its version, and the API server refuses both.
@@ -124,9 +124,17 @@ export class ListReader<T> {
     else this.#toFrame(rest);
   }
 
-  /** Throws if that was no list. */
-  end(): { metadata: ListMetadata } {
-    const frame = JSON.parse(this.#frameText) as { metadata: ListMetadata; items?: unknown } | null;
+  /**
+   * Throws if that was no list.
+   * @param noJson the error of what is no JSON
+   */
+  end(noJson: (text: string) => Error): { metadata: ListMetadata } {
+    let frame: { metadata: ListMetadata; items?: unknown } | null;
+    try {
+      frame = JSON.parse(this.#frameText);
+    } catch {
+      throw noJson(this.#frameText);
+    }
     if (!frame?.metadata) throw new Error("the answer is no list");
     return { ...frame, metadata: frame.metadata };
   }

@@ -265,7 +265,7 @@ describe("why it cannot be followed", () => {
     [
       "is told once for each reason",
       (attempt) => (attempt % 2 === 1 ? failure(503, "not yet") : failure(403, "nodes is forbidden")),
-      ["HTTP 503: not yet", "HTTP 403: nodes is forbidden"],
+      ["HTTP 403: nodes is forbidden", "HTTP 503: not yet"],
     ],
     [
       "is one reason where numbers alone differ",

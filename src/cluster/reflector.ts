@@ -47,6 +47,8 @@ export interface Timing {
 }
 
 const watchSeconds = 300;
+/** More reasons than this in a row are not told: something in them is different each time. */
+const mostReasons = 10;
 const usual: Timing = {
   // The API server sends a bookmark about once a minute: silence for longer means a dead connection.
   silence: 150_000,
@@ -67,7 +69,8 @@ export async function follow<T extends ApiObject>(
   const reflector = new Reflector(collection, follower, signal, timing);
   const { path, log } = collection;
   let attempts = 0;
-  let told = false;
+  /** Why it could not be followed, since it could; without numbers, which differ from one attempt to the next. */
+  const told = new Set<string>();
   while (!signal.aborted) {
     let openedAt = Number.POSITIVE_INFINITY;
     let trouble: Error | undefined;
@@ -75,8 +78,8 @@ export async function follow<T extends ApiObject>(
       await reflector.synchronise();
       await reflector.watch(() => {
         openedAt = performance.now();
-        if (told) log.info({ path }, "the API server is back");
-        told = false;
+        if (told.size > 0) log.info({ path }, "the API server is back");
+        told.clear();
       });
     } catch (error) {
       trouble = error as Error;
@@ -92,11 +95,19 @@ export async function follow<T extends ApiObject>(
     attempts += 1;
     const wait = timing.wait(attempts);
     if (trouble !== undefined && !expired) {
-      log[told ? "debug" : "warn"]({ path, error: trouble.message, retryInMs: wait }, "cannot follow");
-      told = true;
+      const reason = reasonOf(trouble);
+      const level = told.has(reason) || told.size >= mostReasons ? "debug" : "warn";
+      log[level]({ path, error: trouble.message, retryInMs: wait }, "cannot follow");
+      told.add(reason);
     }
     await setTimeout(wait, undefined, { signal }).catch(() => undefined);
   }
+}
+
+/** One that is away is first cut off, then refuses, then perhaps does not answer: that is one reason. */
+function reasonOf(trouble: NodeJS.ErrnoException): string {
+  if (/^E(CONN|TIMEDOUT|HOSTUNREACH|NETUNREACH|PIPE)/.test(trouble.code ?? "")) return "away";
+  return trouble.message.replace(/\d+/g, "0");
 }
 
 /** Milliseconds to wait after the n-th failure in a row: doubling to 15 s, of which a random half is left out. */
