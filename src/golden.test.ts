@@ -8,6 +8,7 @@ import { paperExecutor } from "./cli/dry-run.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config/config.ts";
 import { families } from "./net/address.ts";
+import { tableOf } from "./plan/fixtures/input.ts";
 import { annotationsOf, fromAnnotations, type NodeObject } from "./plan/overlay/node.ts";
 import { address, recordedNode } from "./reconcile/fixtures/node.ts";
 import { noObserver } from "./reconcile/observer.ts";
@@ -80,7 +81,7 @@ test("a cluster of two nodes: what the first is told", async () => {
       whole: true,
       own: node1,
       ownIsThere: true,
-      others: new Map([[node2.name, node2]]),
+      others: tableOf([node2]),
     } as unknown as ClusterNodes,
     executor: paperExecutor(reader, config, (text) => told.push(text)),
     publicKey: "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",

@@ -1,5 +1,6 @@
 /** Follows the Nodes: the own one whole, the others by their metadata, and keeps what the plan needs of each. */
 import type { Logger } from "pino";
+import { Table } from "../net/table.ts";
 import {
   annotation,
   fromAnnotations,
@@ -28,7 +29,8 @@ export class ClusterNodes {
   ownIsThere = false;
   /** The version of the own Node that is known. */
   #ownVersion = "";
-  readonly others = new Map<string, NodeRecord>();
+  /** What is known of each other node, by name. */
+  readonly others = new Table<NodeRecord>((a, b) => Bun.deepEquals(a, b));
 
   /** Whether a complete list of all nodes has been read, and the own Node. */
   get complete(): boolean {
@@ -227,9 +229,8 @@ export class ClusterNodes {
     clearTimeout(this.#leaving.get(name));
     this.#leaving.delete(name);
     const settle = () => {
-      this.#untold ||= !Bun.deepEquals(this.others.get(name), record);
-      if (record) this.others.set(name, record);
-      else this.others.delete(name);
+      const isChange = record ? this.others.set(name, record) : this.others.delete(name);
+      this.#untold ||= isChange;
     };
     if (record?.publicKey || record?.problems.length || !this.others.get(name)?.publicKey) {
       settle();

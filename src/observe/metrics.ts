@@ -5,6 +5,7 @@
 import { Counter, Gauge, Histogram } from "prom-client";
 import { $ } from "../host/command.ts";
 import { handshakeLimit } from "../host/wireguard.ts";
+import { type ReadonlyTable, Table } from "../net/table.ts";
 import type { Observer } from "../reconcile/observer.ts";
 import { type Peer, PeerTraffic, parsePeerTraffic } from "./peer-metrics.ts";
 
@@ -40,9 +41,14 @@ const nodesWithProblems = new Gauge({
   name: "wigglenet_nodes_with_problems",
   help: "Nodes of whose claims something is left out; the log says what and why.",
 });
-const podCidrs = new Gauge({
+let countPodCidrs = () => 0;
+new Gauge({
   name: "wigglenet_pod_cidrs_total",
   help: "Pod CIDRs of all nodes, the own ones among them.",
+  // Counted when somebody asks, and not after each change.
+  collect() {
+    this.set(countPodCidrs());
+  },
 });
 const peers = new Gauge({
   name: "wigglenet_peers_total",
@@ -100,14 +106,9 @@ function setBuildInfo(version: string, backend: string): void {
 }
 const zeroed = new Set<string>();
 
-let nodeNames: ReadonlyMap<string, string> = new Map();
+/** By public key, the peers that there should be. */
+let desiredPeers: ReadonlyTable<{ node: string }> = new Table();
 const traffic = new PeerTraffic();
-
-/** The peers that there should be. */
-function setPeers(desired: readonly { publicKey: string; node: string }[]): void {
-  peers.set(desired.length);
-  nodeNames = new Map(desired.map(({ publicKey, node }) => [publicKey, node]));
-}
 
 let look: { at: number; done: Promise<void> } | undefined;
 
@@ -119,7 +120,7 @@ export async function observePeers(link: string, now: number): Promise<void> {
 
 async function observeOnce(link: string, now: number): Promise<void> {
   const output = await $`wg show ${link} dump`.catch(() => "");
-  const all = parsePeerTraffic(output, nodeNames);
+  const all = parsePeerTraffic(output, { get: (key) => desiredPeers.get(key)?.node });
   peersConnected.set(all.filter(({ handshake }) => now - handshake <= handshakeLimit).length);
   lastHandshake.set(all.reduce((latest, { handshake }) => Math.max(latest, handshake), 0));
   const { shown, silent } = traffic.look(all, now);
@@ -147,10 +148,15 @@ export function metricsObserver(version: string): Observer {
       firewallDuration.observe({ backend }, seconds);
     },
     planned(plan, others, ownPodCidrs) {
-      nodes.set(others.length);
+      nodes.set(others.size);
       nodesWithProblems.set(plan.problems.size);
-      setPeers(plan.peers);
-      podCidrs.set(others.reduce((sum, node) => sum + node.podCidrs.length, ownPodCidrs));
+      peers.set(plan.peers.size);
+      desiredPeers = plan.peers;
+      countPodCidrs = () => {
+        let sum = ownPodCidrs;
+        for (const node of others.values()) sum += node.podCidrs.length;
+        return sum;
+      };
     },
     choseBackend: (backend) => setBuildInfo(version, backend),
   };

@@ -1,7 +1,6 @@
 /** What several nodes claim, and none is known to have had: it is sent to nobody, and not in the clear either. */
 import { expect, test } from "bun:test";
-import { plan } from "./desired.ts";
-import { input, line, native, node, type Tweak } from "./fixtures/input.ts";
+import { input, line, native, node, plan, type Tweak } from "./fixtures/input.ts";
 
 /** Peers' prefixes, routes and sets that have to do with it; of three nodes the last is another's clone, or worse. */
 function outcome(tweak: Tweak) {

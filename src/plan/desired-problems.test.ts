@@ -1,7 +1,6 @@
 /** What a plan says of nodes whose claims or endpoints do not do. */
 import { describe, expect, test } from "bun:test";
-import { plan } from "./desired.ts";
-import { input, keyless, native, node, type Tweak } from "./fixtures/input.ts";
+import { input, keyless, native, node, plan, type Tweak } from "./fixtures/input.ts";
 
 describe("problems", () => {
   const problemsOf = (tweak: Tweak) => Object.fromEntries(plan(input(tweak)).problems);

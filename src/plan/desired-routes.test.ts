@@ -1,6 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { plan } from "./desired.ts";
-import { input, keyless, native, node, routesOf, type Tweak, underlay } from "./fixtures/input.ts";
+import { input, keyless, native, node, plan, routesOf, type Tweak, underlay } from "./fixtures/input.ts";
 import type { NodeRecord } from "./overlay/node.ts";
 import { podRange } from "./podcidr/ranges.ts";
 

@@ -1,8 +1,17 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { type Desired, plan } from "./desired.ts";
 import type { Firewall, Rule } from "./firewall/model.ts";
-import { input, keyless, native, node, peersOf, type Tweak, underlay } from "./fixtures/input.ts";
+import {
+  input,
+  keyless,
+  type Listed,
+  native,
+  node,
+  peersOf,
+  plan,
+  type Tweak,
+  underlay,
+} from "./fixtures/input.ts";
 
 test("two nodes, dual-stack: all of it", () => {
   const { cni, firewall, ...rest } = plan(input());
@@ -224,7 +233,7 @@ describe("peers", () => {
 });
 
 describe("link, rules, MTU, firewall, CNI file", () => {
-  const pick = ({ link, rules, firewall, cni }: Desired) => ({
+  const pick = ({ link, rules, firewall, cni }: Listed) => ({
     mtu: link?.mtu,
     addresses: link?.addresses,
     rules: [...new Set(rules.map((rule) => rule.family))],

@@ -127,7 +127,7 @@ export interface UnderlayInput {
   links: readonly NodeLink[];
   tunnel: string;
   endpoints: readonly string[];
-  nodes: readonly { endpoints: readonly string[] }[];
+  nodes: { values(): Iterable<{ endpoints: readonly string[] }> };
   /** That the tunnel's packets may have. */
   families: readonly Family[];
 }
@@ -138,7 +138,7 @@ export function peerEndpoints(input: UnderlayInput): string[] {
   const reaches = input.families.filter((family) =>
     input.endpoints.some((each) => familyOf(each) === family),
   );
-  return input.nodes.flatMap(
+  return Array.from(input.nodes.values()).flatMap(
     ({ endpoints }) => endpoints.find((address) => reaches.includes(familyOf(address))) ?? [],
   );
 }

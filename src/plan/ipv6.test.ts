@@ -1,18 +1,18 @@
 import { describe, expect, test } from "bun:test";
 import type { Family } from "../net/address.ts";
-import { plan } from "./desired.ts";
-import { input, line } from "./fixtures/input.ts";
+import { input, line, lists, planned } from "./fixtures/input.ts";
 import { link } from "./fixtures/links.ts";
 import { type Ipv6, leavingFamilies, prefixesBefore, withoutIpv6 } from "./ipv6.ts";
 import { podRange } from "./podcidr/ranges.ts";
 
 const whole = input();
-const desired = plan(whole);
+const plan = planned(whole);
+const desired = lists(plan);
 const { podRanges } = whole.own;
 const everywhere: Ipv6 = { present: true, newLinks: true, tunnel: true };
 const nowhere: Ipv6 = { present: false, newLinks: false, tunnel: false };
 const without = (state: Partial<Ipv6>, ranges = podRanges) =>
-  withoutIpv6(desired, { ...everywhere, ...state }, ranges);
+  lists(withoutIpv6(plan, { ...everywhere, ...state }, ranges));
 const isIpv6 = (text: string) => text.includes(":");
 /** What there is of IPv6 that the kernel may refuse. */
 const left = ({ link, routes, rules, cni }: typeof desired) => ({
@@ -67,7 +67,7 @@ describe("a plan without IPv6", () => {
   });
 
   test("nothing off: the same plan, at no cost", () => {
-    expect(without({})).toBe(desired);
+    expect(withoutIpv6(plan, everywhere, podRanges)).toBe(plan);
   });
 
   test("pods that have IPv6 alone: no CNI file is written", () => {

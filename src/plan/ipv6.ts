@@ -2,6 +2,7 @@
 import { type Family, familyOf, isUsable } from "../net/address.ts";
 import { cniList } from "./cni.ts";
 import type { Desired } from "./desired.ts";
+import { routeTable } from "./overlay/routes.ts";
 import { type NodeLink, nodeLinks } from "./own.ts";
 import type { PodRange } from "./podcidr/ranges.ts";
 
@@ -55,8 +56,10 @@ export function withoutIpv6(desired: Desired, ipv6: Ipv6, podRanges: readonly Po
       ...link,
       addresses: link.addresses.filter((address) => isKept(familyOf(address), ipv6.tunnel)),
     },
-    routes: routes.filter(({ prefix, type }) =>
-      isKept(familyOf(prefix), type === "tunnel" ? ipv6.tunnel : ipv6.present),
+    routes: routeTable(
+      [...routes.values()].filter(({ prefix, type }) =>
+        isKept(familyOf(prefix), type === "tunnel" ? ipv6.tunnel : ipv6.present),
+      ),
     ),
     rules: rules.filter(({ family }) => isKept(family, ipv6.present)),
     cni: cni && ranges.length > 0 ? cniList(ranges, mtuOf(cni)) : undefined,

@@ -1,11 +1,12 @@
 import { expect, test } from "bun:test";
 import { compareAddresses } from "../net/address.ts";
-import { plan } from "./desired.ts";
-import { input, node } from "./fixtures/input.ts";
-import { retain, retainElements } from "./retained.ts";
+import { type Input, input, lists, node, plan, planned } from "./fixtures/input.ts";
+import { type Present, retainElements, retain as retainTables } from "./retained.ts";
 
-const known = plan(input({ nodes: [node(1), node(2)] }));
-const nothing = { peers: new Map(), routes: [], rules: [] };
+const all = input({ nodes: [node(1), node(2)] });
+const known = plan(all);
+const retain = (input: Input, present: Present) => lists(retainTables(planned(input), present));
+const nothing: Present = { peers: new Map(), routes: [], rules: [] };
 const present = {
   peers: new Map(known.peers.map((peer) => [peer.publicKey, peer])),
   routes: known.routes,
@@ -13,33 +14,28 @@ const present = {
 };
 
 test("where nothing is there, it is what was desired", () => {
-  expect(retain(known, nothing)).toEqual(known);
+  expect(retain(all, nothing)).toEqual(known);
 });
 
 test("where all is there, too", () => {
-  expect(retain(known, present)).toEqual(known);
+  expect(retain(all, present)).toEqual(known);
 });
 
 test("what is there and not known of stays: a peer with its endpoint, its routes, its elements", () => {
-  const without = plan(input({ nodes: [node(1)] }));
-  const retained = retain(without, present);
+  const some = input({ nodes: [node(1)] });
+  const retained = retain(some, present);
   expect(retained.routes).toEqual(known.routes);
   expect(retained.peers.map(({ node: _, ...peer }) => peer)).toEqual(
     known.peers.map(({ node: _, ...peer }) => peer),
   );
   expect(retained.peers.map(({ node }) => node)).toEqual(["n1", ""]);
-  expect(retainElements(without.firewall, (set) => known.firewall.sets[set])).toEqual(known.firewall);
+  expect(retainElements(plan(some).firewall, (set) => known.firewall.sets[set])).toEqual(known.firewall);
 });
 
 test("a prefix stays with who has it, whoever claims it; one that nobody has goes to who does", () => {
-  const moved = plan(
-    input({
-      nodes: [
-        node(1, { podCidrs: ["10.1.1.0/24", "10.1.2.0/24", "10.1.9.0/24"] }),
-        node(2, { podCidrs: [] }),
-      ],
-    }),
-  );
+  const moved = input({
+    nodes: [node(1, { podCidrs: ["10.1.1.0/24", "10.1.2.0/24", "10.1.9.0/24"] }), node(2, { podCidrs: [] })],
+  });
   const prefixes = (key: string) =>
     retain(moved, present).peers.find((peer) => peer.publicKey === key)?.allowedIps;
   expect(prefixes("key-1")).toEqual(
@@ -52,7 +48,7 @@ test("of a route that leads another way by now there is one", () => {
   const elsewhere = known.routes.map((route) =>
     route.type === "tunnel" ? { ...route, type: "throw" as const } : route,
   );
-  expect(retain(known, { ...present, routes: elsewhere }).routes).toEqual(known.routes);
+  expect(retain(all, { ...present, routes: elsewhere }).routes).toEqual(known.routes);
 });
 
 test("elements do not overlap", () => {

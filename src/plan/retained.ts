@@ -1,8 +1,10 @@
 /** While not all is known of the cluster: a desired state in which nothing is missing that is there. */
 import { compareAddresses } from "../net/address.ts";
-import { type Desired, outermost, type Peer } from "./desired.ts";
+import { outermost } from "../net/outermost.ts";
+import { type ReadonlyTable, Table } from "../net/table.ts";
+import type { Desired, Peer } from "./desired.ts";
 import type { Firewall, SetName } from "./firewall/model.ts";
-import { compareRoutes, type Route, type Rule, routePlace, ruleKey } from "./overlay/routes.ts";
+import { type Route, type Rule, routePlace, ruleKey } from "./overlay/routes.ts";
 
 /** What is there of ours. */
 export interface Present {
@@ -16,35 +18,32 @@ export const unknownNode = "";
 
 /** Nothing that is present goes, and no prefix leaves the peer that has it. */
 export function retain(desired: Desired, present: Present): Desired {
-  const peers = retainPeers(desired.peers, present.peers);
+  const routes = new Table<Route>();
   // Of a route that is to lead another way there can be but one.
-  const places = new Set(desired.routes.map(routePlace));
-  const kept = present.routes.filter((route) => !places.has(routePlace(route)));
+  for (const route of [...present.routes, ...desired.routes.values()]) routes.set(routePlace(route), route);
   return {
     ...desired,
-    peers,
-    routes: [...desired.routes, ...kept].sort(compareRoutes),
+    peers: retainPeers(desired.peers, present.peers),
+    routes,
     rules: [...new Map([...desired.rules, ...present.rules].map((rule) => [ruleKey(rule), rule])).values()],
   };
 }
 
-function retainPeers(desired: readonly Peer[], present: Present["peers"]): Peer[] {
+function retainPeers(desired: ReadonlyTable<Peer>, present: Present["peers"]): Table<Peer> {
   const owners = new Map(
     [...present].flatMap(([key, { allowedIps }]) => allowedIps.map((prefix) => [prefix, key] as const)),
   );
-  const peers = new Map(desired.map((peer) => [peer.publicKey, peer]));
-  for (const peer of desired) {
-    const free = peer.allowedIps.filter(
-      (prefix) => (owners.get(prefix) ?? peer.publicKey) === peer.publicKey,
-    );
-    peers.set(peer.publicKey, { ...peer, allowedIps: free });
+  const peers = new Table<Peer>();
+  for (const [publicKey, peer] of desired.entries()) {
+    const free = peer.allowedIps.filter((prefix) => (owners.get(prefix) ?? publicKey) === publicKey);
+    peers.set(publicKey, { ...peer, allowedIps: free });
   }
   for (const [publicKey, { endpoint, allowedIps }] of present) {
     const peer = peers.get(publicKey) ?? { node: unknownNode, publicKey, endpoint, allowedIps: [] };
     const all = new Set([...peer.allowedIps, ...allowedIps]);
     peers.set(publicKey, { ...peer, allowedIps: [...all].sort(compareAddresses) });
   }
-  return [...peers.values()].sort((a, b) => (a.publicKey < b.publicKey ? -1 : 1));
+  return peers;
 }
 
 /** Sets of what others have. */

@@ -8,9 +8,9 @@ import type { ObservedRoutes } from "../host/routelist.ts";
 import { diffRoutes, settledRoutes } from "../host/routes.ts";
 import { standing, type Tunnel } from "../host/wireguard.ts";
 import { hostPrefix, overlaps } from "../net/address.ts";
-import { type Desired, plan } from "../plan/desired.ts";
+import { Plan } from "../plan/desired.ts";
 import { annotations } from "../plan/fixtures/annotations.ts";
-import { input, line, underlay } from "../plan/fixtures/input.ts";
+import { input, type Listed, line, lists, tableOf, underlay } from "../plan/fixtures/input.ts";
 import { annotationsOf, fromAnnotations, fromNode, type NodeRecord, saysAll } from "../plan/overlay/node.ts";
 import { podRange } from "../plan/podcidr/ranges.ts";
 
@@ -58,16 +58,14 @@ interface State {
   tunnel: Tunnel;
   routes: ObservedRoutes;
   ruleset: ObservedRuleset | undefined;
-  desired: Desired | undefined;
+  desired: Listed | undefined;
+  plan: Plan | undefined;
 }
 
 /** @param restarted whether the agent knows no more than what the kernel has */
 function pass(before: State, nodes: NodeRecord[], restarted = false): State & { commands: string[] } {
-  const desired = plan({
-    ...context,
-    nodes,
-    standing: restarted || !before.desired ? standing(before.tunnel) : before.desired.standing,
-  });
+  const plan = restarted || !before.plan ? new Plan(standing(before.tunnel)) : before.plan;
+  const desired = lists(plan.update({ ...context, nodes: tableOf(nodes) }));
   const peers = diffPeers("wigglenet", desired.peers, before.tunnel, new Map(), 1_000);
   const routes = diffRoutes("wigglenet", desired, before.routes);
   const wanted = ruleset(desired.firewall);
@@ -83,6 +81,7 @@ function pass(before: State, nodes: NodeRecord[], restarted = false): State & { 
     routes: settledRoutes(desired, before.routes),
     ruleset: settledRuleset(wanted),
     desired,
+    plan,
     commands: commands.flatMap(({ argv, stdin = "" }) =>
       [...argv, ...changing(stdin, before.ruleset)].join(" ").split(/[\s,]+/),
     ),
@@ -120,6 +119,7 @@ test("10,000 times three bad annotations: nothing throws, and real peers keep wh
     routes: { own: [], strange: [], rules: [] },
     ruleset: undefined,
     desired: undefined,
+    plan: undefined,
   };
   const start = pass(nothing, peerRecords);
   const theirs = held(start);

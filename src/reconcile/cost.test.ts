@@ -6,14 +6,14 @@ import { readConfig } from "../config/config.ts";
 import type { Command } from "../host/command.ts";
 import { families } from "../net/address.ts";
 import { gatePath } from "../plan/cni.ts";
-import { crowd } from "../plan/fixtures/input.ts";
+import { crowd, tableOf } from "../plan/fixtures/input.ts";
 import type { NodeRecord } from "../plan/overlay/node.ts";
 import { address, recordedNode } from "./fixtures/node.ts";
 import { noObserver } from "./observer.ts";
 import { Reconciler } from "./reconciler.ts";
 
 setDefaultTimeout(30_000);
-const others = new Map(crowd(5_000).map((node) => [node.name, node]));
+const others = tableOf(crowd(5_000));
 const ran: Command[] = [];
 /** Files written and annotations made, in order. */
 const published: string[] = [];

@@ -1,4 +1,6 @@
 /** Who is told what a pass did, to count it. */
+import type { ReadonlyTable } from "../net/table.ts";
+
 export interface Observer {
   /** A pass is over. */
   passed(seconds: number): void;
@@ -9,10 +11,10 @@ export interface Observer {
   /** A plan was made. */
   planned(
     plan: {
-      peers: readonly { publicKey: string; node: string }[];
-      problems: ReadonlyMap<string, readonly string[]>;
+      peers: ReadonlyTable<{ node: string }>;
+      problems: ReadonlyTable<readonly string[]>;
     },
-    others: readonly { podCidrs: readonly string[] }[],
+    others: ReadonlyTable<{ podCidrs: readonly string[] }>,
     ownPodCidrs: number,
   ): void;
   /** The firewall's backend is known. */

@@ -1,23 +1,31 @@
 /** Nodes whose claims do not hold, in the log. */
 import type { Logger } from "pino";
+import type { Mark, ReadonlyTable } from "../net/table.ts";
 
 export class NodeProblems {
   readonly #log: Logger;
   /** By node name, what was said. */
-  #said = new Map<string, string>();
+  readonly #said = new Map<string, string>();
+  #mark: Mark | undefined;
 
   constructor(log: Logger) {
     this.#log = log;
   }
 
   /** One line for each node whose problems changed, once. */
-  report(problems: ReadonlyMap<string, readonly string[]>): void {
-    const reported = new Map([...problems].map(([node, list]) => [node, list.join("; ")]));
-    for (const [node, text] of reported)
-      if (this.#said.get(node) !== text)
+  report(problems: ReadonlyTable<readonly string[]>): void {
+    const changed = problems.changedSince(this.#mark);
+    this.#mark = problems.mark();
+    for (const node of changed === "all" ? new Set([...problems.keys(), ...this.#said.keys()]) : changed) {
+      const text = problems.get(node)?.join("; ");
+      if (text === this.#said.get(node)) continue;
+      if (text === undefined) {
+        this.#said.delete(node);
+        this.#log.info({ node }, "a node's claims hold again");
+      } else {
+        this.#said.set(node, text);
         this.#log.warn({ node, problems: text }, "a node's claims do not hold: they are left out");
-    for (const node of this.#said.keys())
-      if (!reported.has(node)) this.#log.info({ node }, "a node's claims hold again");
-    this.#said = reported;
+      }
+    }
   }
 }

@@ -3,6 +3,7 @@ import pino from "pino";
 import type { ClusterNodes } from "../cluster/nodes.ts";
 import { readConfig } from "../config/config.ts";
 import { nodeReader } from "../host/executor.ts";
+import { Table } from "../net/table.ts";
 import { noObserver } from "./observer.ts";
 import { Reconciler } from "./reconciler.ts";
 
@@ -15,7 +16,7 @@ function reconcilerOf(
   const own = { metadata: { name: "n1" }, spec: { podCIDRs }, status: {} };
   return new Reconciler({
     config: readConfig({ NODE_NAME: "n1", WIGGLENET_IFACE_NAME: "no-such-link" }),
-    nodes: { complete, own, ownIsThere: true, others: new Map() } as unknown as ClusterNodes,
+    nodes: { complete, own, ownIsThere: true, others: new Table() } as unknown as ClusterNodes,
     executor: { ...nodeReader, paper: false, perform: never, createLink, annotate: never },
     publicKey: null,
     version: "1.0.0",

@@ -10,13 +10,11 @@ import type { Reason } from "../host/resource.ts";
 import type { UnderlayRoutes } from "../host/underlay.ts";
 import { standing } from "../host/wireguard.ts";
 import { type Family, familyOf } from "../net/address.ts";
-import { Table } from "../net/table.ts";
-import { type Desired, type Peer, type OwnNode as PlannedNode, plan } from "../plan/desired.ts";
+import { Plan, type PlanInput, type OwnNode as PlannedNode } from "../plan/desired.ts";
 import { leavingFamilies, withoutIpv6 } from "../plan/ipv6.ts";
-import type { Standing } from "../plan/overlay/claims.ts";
 import { Departed } from "../plan/overlay/departed.ts";
 import { annotationsOf, type NodeObject } from "../plan/overlay/node.ts";
-import { type Route, routePlace, routeTable } from "../plan/overlay/routes.ts";
+import { type Route, routeTable } from "../plan/overlay/routes.ts";
 import { forwardingLinks } from "../plan/own.ts";
 import { retain } from "../plan/retained.ts";
 import { Findings } from "../report/findings.ts";
@@ -45,6 +43,9 @@ interface Means {
   log: Logger;
 }
 
+/** A tunnel without peers. */
+const nothing = { peers: new Map() };
+
 export class Reconciler {
   readonly #means: Means;
   readonly findings: Findings;
@@ -56,13 +57,11 @@ export class Reconciler {
   /** The address that this agent talks to, and where else API servers are. */
   #reserved: { used: readonly string[]; others: readonly string[] };
   /**
-   * What decides which of two claims stands: what was in the tunnel when this process began, then what it put there.
-   * Not what it sees: in a link that was deleted, or edited by somebody, nothing of it stands any more.
+   * Which of two claims counts is decided by what was in the tunnel when this process began, then by what it put there.
+   * Not by what it sees: in a link that was deleted, or edited by somebody, nothing of it is there any more.
    */
-  #standing: Standing | undefined;
+  #plan: Plan | undefined;
   #expected: Expectation | undefined;
-  readonly #peers = new Table<Peer>((a, b) => Bun.deepEquals(a, b));
-  readonly #routes = new Table<Route>((a, b) => a.type === b.type);
   /**
    * Why the next pass has to look anew. The pass that is under way may still be looking, or writing down what it has
    * done: it would put back what it knew from before the change.
@@ -172,17 +171,16 @@ export class Reconciler {
     if (own === undefined) return;
     // What fails here fails when the tunnel is set up, too, and is told there.
     const tunnel = this.#hasTunnel ? await this.#resources.peers.observe().catch(() => undefined) : undefined;
-    if (tunnel !== undefined) this.#standing ??= standing(tunnel);
+    if (tunnel !== undefined || !this.#hasTunnel) this.#plan ??= new Plan(standing(tunnel ?? nothing));
     const present = await failures.attempt("look at routes", () => this.#resources.routes.observe());
     if (present === undefined) return;
     const mtu = await failures.attempt("look at the underlay", () => this.#underlayMtu(own, links));
     if (mtu === undefined) return;
 
-    const planned = withoutIpv6(
-      this.#plan({ own, links, main, mtu, reserved, routes: [...present.own.values()] }),
-      ipv6,
-      own.podRanges,
-    );
+    // Without a look at the tunnel, nothing is known of what it had: that is not to be remembered.
+    const plan = this.#plan ?? new Plan(standing(nothing));
+    const input = this.#input({ own, links, main, mtu, reserved, routes: present.own.values() });
+    const planned = withoutIpv6(plan.update(input), ipv6, own.podRanges);
     const whole = nodes.whole;
     const desired = whole
       ? planned
@@ -192,11 +190,10 @@ export class Reconciler {
           peers: tunnel?.peers ?? new Map(),
         });
     this.#problems.report(desired.problems);
-    this.#means.observer.planned(desired, [...nodes.others.values()], own.podRanges.length);
-    const { peers, routes } = this.#tables(desired);
+    this.#means.observer.planned(desired, nodes.others, own.podRanges.length);
     this.#expected = expectation(
       config.linkName,
-      { routes, rules: desired.rules },
+      desired,
       main.gateways,
       config.flowtable?.devices,
       concerned(config, nodes.own, own, this.#ownNode.addresses),
@@ -204,8 +201,6 @@ export class Reconciler {
     const podCidrs = own.podRanges.map((range) => range.subnet);
     const target: Target = {
       ...desired,
-      peers,
-      routes,
       // Of an earlier configuration, in which this plugin connected the node's pods.
       ...(config.firewallOnly ? { routes: routeTable([]), rules: [], cni: undefined } : {}),
       whole,
@@ -214,20 +209,12 @@ export class Reconciler {
       podFamilies: new Set(podCidrs.map(familyOf)),
       forwarding: forwardingLinks(links, config.linkName, own.endpoints, main.defaultLinks),
     };
-    const done = await apply(this.#resources, target, !config.firewallOnly, failures);
-    if (done.has("tunnel")) this.#standing = desired.standing;
+    await apply(this.#resources, target, !config.firewallOnly, failures);
     if (firewall.backend) this.#means.observer.choseBackend(firewall.backend);
 
     if (this.#synced || !annotations.mayStart || failures.reasons.length > 0 || !nodes.ownIsThere) return;
     this.#synced = true;
     log.info({ nodes: nodes.others.size, podCidrs, addresses: own.endpoints }, "in sync");
-  }
-
-  /** What is desired of peers and routes, as tables that know what changed from pass to pass. */
-  #tables({ peers, routes }: Desired) {
-    this.#peers.replace(new Map(peers.map((peer) => [peer.publicKey, peer])));
-    this.#routes.replace(new Map(routes.map((route) => [routePlace(route), route])));
-    return { peers: this.#peers, routes: this.#routes };
   }
 
   get #nativeRouting(): Config["nativeRouting"] {
@@ -245,7 +232,7 @@ export class Reconciler {
       links,
       tunnel: config.linkName,
       endpoints: own.endpoints,
-      nodes: [...nodes.others.values()],
+      nodes: nodes.others,
       families: this.#tunnelFamilies(links),
     });
   }
@@ -256,24 +243,21 @@ export class Reconciler {
     return leavingFamilies(links, linkName, tunnelFamilies);
   }
 
-  #plan(looked: {
+  #input(looked: {
     own: PlannedNode;
     links: readonly Link[];
     main: UnderlayRoutes;
     mtu: number;
     reserved: readonly string[];
-    routes: readonly Route[];
-  }): Desired {
+    routes: Iterable<Route>;
+  }): PlanInput {
     const { config, nodes } = this.#means;
     const { own, links, main, mtu, reserved, routes } = looked;
-    const others = [...nodes.others.values()];
-    const podCidrs = [
-      ...own.podRanges.map((range) => range.subnet),
-      ...others.flatMap((node) => node.podCidrs),
-    ];
-    return plan({
+    const podCidrs = own.podRanges.map((range) => range.subnet);
+    for (const node of nodes.others.values()) podCidrs.push(...node.podCidrs);
+    return {
       own,
-      nodes: others,
+      nodes: nodes.others,
       settings: {
         ...config,
         tunnelFamilies: this.#tunnelFamilies(links),
@@ -281,12 +265,11 @@ export class Reconciler {
         flowtable: this.#ownNode.flowtable(links),
       },
       underlayMtu: mtu,
-      standing: this.#standing ?? standing({ peers: new Map() }),
       underlay: main,
-      departed: this.#departed.claims(podCidrs, routes, performance.now()),
+      departed: this.#departed.claims(podCidrs, [...routes], performance.now()),
       reserved,
       whole: nodes.whole,
-    });
+    };
   }
 
   async #perform(what: string, steps: readonly Step[], details: object = {}): Promise<void> {

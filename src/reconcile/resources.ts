@@ -20,20 +20,14 @@ import { LinkSettings, TunnelLink } from "../host/tunnel.ts";
 import { Underlay } from "../host/underlay.ts";
 import { Identity, WireGuard } from "../host/wireguard.ts";
 import type { Family } from "../net/address.ts";
-import type { ReadonlyTable } from "../net/table.ts";
-import type { Desired, Peer } from "../plan/desired.ts";
-import type { Route } from "../plan/overlay/routes.ts";
+import type { Desired } from "../plan/desired.ts";
 import type { Findings } from "../report/findings.ts";
 import { Annotations } from "./annotations.ts";
 import type { Failures } from "./failures.ts";
 import { Greeter } from "./greeting.ts";
 
 /** What a pass wants: the plan, and what follows from the node itself. */
-export interface Target extends Omit<Desired, "peers" | "routes"> {
-  /** By public key. */
-  peers: ReadonlyTable<Peer>;
-  /** By their places. */
-  routes: ReadonlyTable<Route>;
+export interface Target extends Desired {
   /** Whether all of the cluster is known. */
   whole: boolean;
   /** Of the own Node; null: without it. */

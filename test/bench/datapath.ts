@@ -11,8 +11,7 @@ import {
   observeFirewall,
   removeFirewall,
 } from "../../src/host/firewall/firewall.ts";
-import { plan } from "../../src/plan/desired.ts";
-import { crowd, input } from "../../src/plan/fixtures/input.ts";
+import { crowd, input, plan } from "../../src/plan/fixtures/input.ts";
 import { ensurePackages } from "../lab/install.ts";
 import { Namespace } from "../lab/kernel/namespace.ts";
 

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { type FirewallInput, firewall } from "../../plan/firewall/firewall.ts";
+import { type FirewallInput, firewall } from "../../plan/fixtures/firewall.ts";
 import type { NftChain } from "../events/nfnetlink.ts";
 import { loaded } from "../recorded/loaded.ts";
 import listed from "../recorded/nft-chains.txt";

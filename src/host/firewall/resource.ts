@@ -1,6 +1,6 @@
 /** The firewall as a resource of the node, by whichever backend. */
 import type { Config } from "../../config/config.ts";
-import type { Firewall } from "../../plan/firewall/model.ts";
+import { type Firewall, listed, type PlannedFirewall } from "../../plan/firewall/model.ts";
 import { retainElements } from "../../plan/retained.ts";
 import type { Findings } from "../../report/findings.ts";
 import type { Perform } from "../executor.ts";
@@ -18,7 +18,7 @@ import {
 import { reportForeign, TranslatedPackets } from "./foreign.ts";
 
 interface DesiredFirewall {
-  firewall: Firewall;
+  firewall: PlannedFirewall;
   /** Whether all of the cluster is known; else the sets keep what they have. */
   whole: boolean;
 }
@@ -55,11 +55,16 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   async guard({ firewall, whole }: DesiredFirewall): Promise<void> {
     const { backend, observed } = await this.#look();
     const present = new Set(elementsIn(backend, observed, "nodes"));
-    const nodes = firewall.sets.nodes.filter((address) => present.has(address));
-    await this.add({ firewall: { ...firewall, sets: { ...firewall.sets, nodes } }, whole });
+    const wanted = listed(firewall);
+    const nodes = wanted.sets.nodes.filter((address) => present.has(address));
+    await this.#apply({ ...wanted, sets: { ...wanted.sets, nodes } }, whole);
   }
 
   async add({ firewall, whole }: DesiredFirewall): Promise<void> {
+    await this.#apply(listed(firewall), whole);
+  }
+
+  async #apply(firewall: Firewall, whole: boolean): Promise<void> {
     const { config, findings, perform, written } = this.#means;
     const { backend, observed } = await this.#look();
     this.#observed = undefined;

@@ -1,4 +1,4 @@
-import type { FirewallInput } from "../../plan/firewall/firewall.ts";
+import type { FirewallInput } from "../../plan/fixtures/firewall.ts";
 
 /** What was loaded when the listings here were made: the whole of a dual-stack node with a tunnel. */
 export function loaded(tweak: Partial<FirewallInput> = {}): FirewallInput {

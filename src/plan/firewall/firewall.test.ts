@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { type Family, families } from "../../net/address.ts";
-import { type FirewallInput, firewall } from "./firewall.ts";
+import { type FirewallInput, firewall } from "../fixtures/firewall.ts";
 import { type Conditions, type Firewall, type Hook, mistakes, type Rule } from "./model.ts";
 
 const none = { ipv4: false, ipv6: false };

@@ -1,5 +1,5 @@
 /** What the firewall of this node should do. */
-import { compareAddresses, type Family, families } from "../../net/address.ts";
+import { type Family, families } from "../../net/address.ts";
 import {
   type Chain,
   type Conditions,
@@ -11,7 +11,7 @@ import {
   type SetName,
 } from "./model.ts";
 
-const kinds: Record<SetName, SetKind> = {
+export const setKinds: Readonly<Record<SetName, SetKind>> = {
   own: "prefixes",
   remote: "prefixes",
   hosts: "addresses",
@@ -24,23 +24,13 @@ const kinds: Record<SetName, SetKind> = {
 /** A rule and the base chain that it belongs to. */
 type HookRule = Rule & { hook: Hook };
 
-export interface FirewallInput {
+/** What a firewall's chains follow from. */
+export interface FirewallSettings {
   link: string;
-  ownPodCidrs: readonly string[];
-  remotePodCidrs: readonly string[];
-  /** Addresses of nodes, the own one too, and of routers that lie inside a pod CIDR (a whole on-link /64): no pods'. */
-  hosts: readonly string[];
-  /** Addresses of nodes whose tunnel stands. */
-  nodes: readonly string[];
-  /** Addresses of nodes, of families that are routed natively. */
-  native: readonly string[];
-  /** Pod CIDRs of nodes whose agent sends pod→node in the clear. */
-  unencrypted: readonly string[];
   /** Families whose pods are in the tunnel. */
   tunnelled: readonly Family[];
   masquerade: Record<Family, boolean>;
   masqueradeRandomFully: boolean;
-  nonMasqueradeCidrs: readonly string[];
   filter: Record<Family, boolean>;
   /** Links that are there, of those whose flows are to be offloaded, and after how many packets. */
   flowtable: { devices: readonly string[]; packets: number } | undefined;
@@ -52,29 +42,20 @@ const podLinks = "veth+";
 // RFC 4890, 4.3.1: the errors without which paths break (1 to 4), and echo. Neighbour discovery is never forwarded.
 const passingIcmpv6 = [1, 2, 3, 4, 128, 129];
 
-export function firewall(input: FirewallInput): Firewall {
-  const sorted = (values: readonly string[]) => [...new Set(values)].sort(compareAddresses);
+/** All but the members of its sets. */
+export function firewall(settings: FirewallSettings): Omit<Firewall, "sets"> {
   return {
-    chains: chainsOf(input),
-    sets: {
-      own: sorted(input.ownPodCidrs),
-      remote: sorted(input.remotePodCidrs),
-      hosts: sorted(input.hosts),
-      nodes: sorted(input.nodes),
-      native: sorted(input.native),
-      unencrypted: sorted(input.unencrypted),
-      keep: sorted(input.nonMasqueradeCidrs),
-    },
-    kinds,
+    chains: chainsOf(settings),
+    kinds: setKinds,
     maps: {},
-    devices: input.flowtable && [...input.flowtable.devices].sort(),
+    devices: settings.flowtable && [...settings.flowtable.devices].sort(),
   };
 }
 
 /** The last chains that were made: they follow from settings alone, and are the same objects as long as these stay. */
 let made: { settings: string; chains: readonly Chain[] } | undefined;
 
-function chainsOf(input: FirewallInput): readonly Chain[] {
+function chainsOf(input: FirewallSettings): readonly Chain[] {
   const { link, tunnelled, masquerade: masquerades, masqueradeRandomFully: random, filter: filters } = input;
   const packets = input.flowtable?.packets;
   const settings = JSON.stringify([link, tunnelled, masquerades, random, filters, packets]);

@@ -2,7 +2,8 @@
  * The firewall as plain data: one table of chains, sets and verdict maps. It says what is meant; the backends write it
  * down in their own words. All do the same, and the same packets test them.
  */
-import type { Family } from "../../net/address.ts";
+import { compareAddresses, type Family } from "../../net/address.ts";
+import type { ReadonlyTable } from "../../net/table.ts";
 
 /** Our fwmark bit: a packet from an own pod that goes to another node by the tunnel. */
 export const markBit = "0x1000000";
@@ -102,11 +103,25 @@ export interface Firewall {
   /** Members of both families by the set's name, which has at most 16 characters. */
   sets: Record<SetName, string[]> & Record<string, string[]>;
   /** Of each set. */
-  kinds: Record<string, SetKind>;
+  kinds: Readonly<Record<string, SetKind>>;
   /** By the map's name, where each address leads to. */
   maps: Record<string, Record<string, Transfer>>;
   /** Links at which the packets of offloaded flows are met; undefined if nothing is to be offloaded. */
   devices: string[] | undefined;
+}
+
+/** A firewall as it is planned: its sets are tables that know what changed in them, and that are not sorted. */
+export type PlannedFirewall = Omit<Firewall, "sets"> & {
+  sets: Readonly<Record<SetName, ReadonlyTable<true>>>;
+};
+
+/** With the members of its sets as lists, sorted. */
+export function listed(planned: PlannedFirewall): Firewall {
+  const lists = Object.entries(planned.sets).map(([name, members]) => [
+    name,
+    [...members.keys()].sort(compareAddresses),
+  ]);
+  return { ...planned, sets: Object.fromEntries(lists) };
 }
 
 /** What is wrong with a firewall: names that lead nowhere, and what not every backend can say. Empty if nothing is. */

@@ -136,7 +136,7 @@ describe("what one change costs among 5,000 nodes, counted in comparisons and lo
     claims.update(crowd.map((record) => [record.name, record]));
     claims.update([]);
     expect(claims.update([])).toEqual(new Set());
-  });
+  }, 60_000);
 
   /** The cost of a change, which is taken back. */
   function costOf(name: string, record: NodeRecord | undefined): number {

@@ -10,8 +10,7 @@ import {
   observeFirewall,
   removeFirewall,
 } from "../../../src/host/firewall/firewall.ts";
-import { type Desired, plan } from "../../../src/plan/desired.ts";
-import { crowd, input } from "../../../src/plan/fixtures/input.ts";
+import { crowd, input, type Listed, plan } from "../../../src/plan/fixtures/input.ts";
 
 export interface Scale {
   /** Milliseconds of each round: what is there, what is wanted, the difference, the programs that write it. */
@@ -26,7 +25,7 @@ const [, , backend = "nftables", count = "5000", rounds = "11"] = Bun.argv;
 
 const desired = (count: number) => plan(input({ nodes: crowd(count) })).firewall;
 
-async function sync(firewall: Desired["firewall"]) {
+async function sync(firewall: Listed["firewall"]) {
   const from = performance.now();
   const observed = await observeFirewall(backend as Backend);
   const commands = diffFirewall(backend as Backend, firewall, observed);

@@ -5,8 +5,7 @@
 import { readFileSync } from "node:fs";
 import { perform } from "../../../src/host/command.ts";
 import { type Backend, diffFirewall, observeFirewall } from "../../../src/host/firewall/firewall.ts";
-import { plan } from "../../../src/plan/desired.ts";
-import { crowd, input } from "../../../src/plan/fixtures/input.ts";
+import { crowd, input, plan } from "../../../src/plan/fixtures/input.ts";
 import { foreignSets } from "./foreignrules.ts";
 
 export interface ForeignSets {
