@@ -1,6 +1,6 @@
 /** Routes of the overlay. All carry our protocol number; beside them only what is on our own link is ever removed. */
 import { compareAddresses, type Family } from "../net/address.ts";
-import type { Mark, ReadonlyTable } from "../net/table.ts";
+import { type Mark, type ReadonlyTable, Table } from "../net/table.ts";
 import {
   type Route,
   type Rule,
@@ -71,7 +71,7 @@ export function settledRoutes(desired: DesiredRoutes, observed: ObservedRoutes):
 /** What the kernel has of ours, kept up with what we change. */
 interface PresentRoutes {
   /** By their keys. */
-  own: Map<string, Route>;
+  own: Table<Route>;
   strange: readonly string[];
   rules: readonly ObservedRule[];
   /** What was desired when all of it was there, and nothing else. */
@@ -79,7 +79,9 @@ interface PresentRoutes {
 }
 
 function presentOf({ own, strange, rules }: ObservedRoutes): PresentRoutes {
-  return { own: new Map(own.map((route) => [routeKey(route), route])), strange, rules };
+  const table = new Table<Route>();
+  for (const route of own) table.set(routeKey(route), route);
+  return { own: table, strange, rules };
 }
 
 type DesiredTable = ReadonlyTable<Route>;

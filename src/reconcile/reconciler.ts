@@ -10,6 +10,7 @@ import type { Reason } from "../host/resource.ts";
 import type { UnderlayRoutes } from "../host/underlay.ts";
 import { standing } from "../host/wireguard.ts";
 import { type Family, familyOf } from "../net/address.ts";
+import type { ReadonlyTable } from "../net/table.ts";
 import { Plan, type PlanInput, type OwnNode as PlannedNode } from "../plan/desired.ts";
 import { leavingFamilies, withoutIpv6 } from "../plan/ipv6.ts";
 import { Departed } from "../plan/overlay/departed.ts";
@@ -179,7 +180,7 @@ export class Reconciler {
 
     // Without a look at the tunnel, nothing is known of what it had: that is not to be remembered.
     const plan = this.#plan ?? new Plan(standing(nothing));
-    const input = this.#input({ own, links, main, mtu, reserved, routes: present.own.values() });
+    const input = this.#input({ own, links, main, mtu, reserved, routes: present.own });
     const planned = withoutIpv6(plan.update(input), ipv6, own.podRanges);
     const whole = nodes.whole;
     const desired = whole
@@ -249,12 +250,11 @@ export class Reconciler {
     main: UnderlayRoutes;
     mtu: number;
     reserved: readonly string[];
-    routes: Iterable<Route>;
+    routes: ReadonlyTable<Route>;
   }): PlanInput {
     const { config, nodes } = this.#means;
     const { own, links, main, mtu, reserved, routes } = looked;
     const podCidrs = own.podRanges.map((range) => range.subnet);
-    for (const node of nodes.others.values()) podCidrs.push(...node.podCidrs);
     return {
       own,
       nodes: nodes.others,
@@ -266,7 +266,7 @@ export class Reconciler {
       },
       underlayMtu: mtu,
       underlay: main,
-      departed: this.#departed.claims(podCidrs, [...routes], performance.now()),
+      departed: this.#departed.claims(podCidrs, nodes.others, routes, performance.now()),
       reserved,
       whole: nodes.whole,
     };
