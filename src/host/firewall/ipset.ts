@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { type Family, families, familyOf } from "../../net/address.ts";
 import type { Firewall, Transfer } from "../../plan/firewall/model.ts";
 import { $, batch, type Command, CommandError, execute } from "../command.ts";
-import { bare } from "./nftables.ts";
+import { elementsOf } from "./nftables.ts";
 
 /** Members of our sets by name; undefined without the set. */
 export type ObservedSets = Record<string, string[] | undefined>;
@@ -32,7 +32,7 @@ export function mapTargets(entries: Record<string, Transfer>, family: Family): T
 /** The sets that the rules name, with their members. */
 export function sets({ sets, maps }: Pick<Firewall, "sets" | "maps">): Record<string, string[]> {
   const result = families.flatMap((family) => {
-    const members = (of: readonly string[]) => of.filter((value) => familyOf(value) === family).map(bare);
+    const members = (of: readonly string[]) => elementsOf(of, family);
     return [
       ...Object.entries(sets).map(([name, of]) => [setName(name, family), members(of)] as const),
       ...Object.entries(maps).flatMap(([map, entries]) =>
@@ -95,6 +95,7 @@ export function diffSets(
           .map((name) => `destroy ${name}`)
       : Object.entries(desired).flatMap(([name, members]) => {
           const present = observed[name];
+          if (members === present) return [];
           const had = new Set(present);
           const wants = new Set(members);
           const family = name.endsWith("ipv6") ? "inet6" : "inet";

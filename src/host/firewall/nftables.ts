@@ -37,7 +37,7 @@ export function ruleset({ chains, sets, kinds, maps, devices }: Firewall): Rules
   const type = (family: Family) => (family === "ipv4" ? "ipv4_addr" : "ipv6_addr");
   const nftSets = Object.entries(sets).flatMap(([name, members]) =>
     ofFamilies((family) => {
-      const elements = members.filter((value) => familyOf(value) === family).map(bare);
+      const elements = elementsOf(members, family);
       // No nft reads a set without intervals before it changes another.
       const flags = kinds[name] === "addresses" ? "" : "; flags interval";
       return [`${name}-${family}`, { spec: `type ${type(family)}${flags}`, elements }] as const;
@@ -57,6 +57,19 @@ export function ruleset({ chains, sets, kinds, maps, devices }: Firewall): Rules
     maps: Object.fromEntries(nftMaps),
     chains: compiled(chains),
   };
+}
+
+const written = new WeakMap<readonly string[], Record<Family, string[]>>();
+
+/** A family's members of a set as they are listed. The same list of members gives the same lists. */
+export function elementsOf(members: readonly string[], family: Family): string[] {
+  let elements = written.get(members);
+  if (elements === undefined) {
+    elements = { ipv4: [], ipv6: [] };
+    for (const value of members) elements[familyOf(value)].push(bare(value));
+    written.set(members, elements);
+  }
+  return elements[family];
 }
 
 const compilations = new WeakMap<readonly Chain[], Record<string, NftChain>>();
@@ -181,6 +194,7 @@ export function diffRuleset(desired: Ruleset, observed: ObservedRuleset | undefi
 export const removal = command`nft delete table inet ${table}`;
 
 function setLines(kind: "set" | "map", name: string, wanted: NftSet, present: NftSet | undefined): string[] {
+  if (wanted.elements === present?.elements) return [];
   const had = new Set(present?.elements);
   const wants = new Set(wanted.elements);
   const added = wanted.elements.filter((value) => !had.has(value));
@@ -224,8 +238,10 @@ function ruleLines(chain: string, wanted: readonly NftRule[], present: readonly 
 function reviewed(desired: Ruleset, { flowtables, sets, chains }: ObservedRuleset): boolean {
   if (Object.keys(desired.flowtables).every((name) => flowtables[name] === undefined)) return false;
   const nodesCame = families.some((family) => {
-    const had = new Set(sets[`nodes-${family}`]?.elements);
-    return desired.sets[`nodes-${family}`]?.elements.some((address) => !had.has(address));
+    const [present, wanted] = [sets, desired.sets].map((all) => all[`nodes-${family}`]?.elements);
+    if (present === wanted) return false;
+    const had = new Set(present);
+    return wanted?.some((address) => !had.has(address));
   });
   return (
     nodesCame ||

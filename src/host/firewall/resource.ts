@@ -36,6 +36,8 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   readonly #translated: TranslatedPackets;
   #backend: Backend | undefined;
   #observed: ObservedFirewall | undefined;
+  /** What the last change brought it to. */
+  #settled: Firewall | undefined;
 
   constructor(means: Means) {
     this.#means = means;
@@ -53,15 +55,30 @@ export class HostFirewall implements Resource<DesiredFirewall> {
 
   /** All of it, but no node is reached by a tunnel that is not there yet. */
   async guard({ firewall, whole }: DesiredFirewall): Promise<void> {
+    const wanted = listed(firewall);
+    if (this.#isSettled(wanted, whole)) return;
     const { backend, observed } = await this.#look();
     const present = new Set(elementsIn(backend, observed, "nodes"));
-    const wanted = listed(firewall);
     const nodes = wanted.sets.nodes.filter((address) => present.has(address));
     await this.#apply({ ...wanted, sets: { ...wanted.sets, nodes } }, whole);
   }
 
   async add({ firewall, whole }: DesiredFirewall): Promise<void> {
-    await this.#apply(listed(firewall), whole);
+    const wanted = listed(firewall);
+    if (this.#isSettled(wanted, whole)) return;
+    await this.#apply(wanted, whole);
+    this.#settled = whole ? wanted : undefined;
+  }
+
+  /** Whether it is known to be there, from the last time: sets and chains that did not change are the same objects. */
+  #isSettled({ chains, sets, devices }: Firewall, whole: boolean): boolean {
+    const settled = this.#settled;
+    if (!whole || settled === undefined || this.#observed === undefined) return false;
+    return (
+      settled.chains === chains &&
+      Object.entries(sets).every(([name, members]) => settled.sets[name] === members) &&
+      Bun.deepEquals(settled.devices, devices)
+    );
   }
 
   async #apply(firewall: Firewall, whole: boolean): Promise<void> {

@@ -2,7 +2,8 @@
  * The firewall as plain data: one table of chains, sets and verdict maps. It says what is meant; the backends write it
  * down in their own words. All do the same, and the same packets test them.
  */
-import { compareAddresses, type Family } from "../../net/address.ts";
+import type { Family } from "../../net/address.ts";
+import { sortedKeys } from "../../net/sortedkeys.ts";
 import type { ReadonlyTable } from "../../net/table.ts";
 
 /** Our fwmark bit: a packet from an own pod that goes to another node by the tunnel. */
@@ -115,12 +116,9 @@ export type PlannedFirewall = Omit<Firewall, "sets"> & {
   sets: Readonly<Record<SetName, ReadonlyTable<true>>>;
 };
 
-/** With the members of its sets as lists, sorted. */
+/** With the members of its sets as lists, sorted. A set that has not changed since has the very same list. */
 export function listed(planned: PlannedFirewall): Firewall {
-  const lists = Object.entries(planned.sets).map(([name, members]) => [
-    name,
-    [...members.keys()].sort(compareAddresses),
-  ]);
+  const lists = Object.entries(planned.sets).map(([name, members]) => [name, sortedKeys(members)]);
   return { ...planned, sets: Object.fromEntries(lists) };
 }
 
