@@ -2,7 +2,7 @@
  * Read this first: a cluster of two nodes, and everything that the first of them is told to become one of its nodes.
  * It is a dry run on a node that has nothing of ours yet. No root is needed, and nothing is run.
  */
-import { afterAll, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import pino from "pino";
 import { paperExecutor } from "./cli/dry-run.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
@@ -48,7 +48,7 @@ const eth0 = {
   mtu: 1500,
   addr_info: [address("192.0.2.11", 24), address("2001:db8::11", 64)],
 };
-const { reader, restore } = recordedNode(
+const { reader } = recordedNode(
   {
     "ip -j -d address show": JSON.stringify([eth0]),
     "ip -4 -N -o route show table main": [
@@ -69,7 +69,6 @@ const { reader, restore } = recordedNode(
     "/proc/sys/net/ipv6/conf/default/accept_dad": "1\n",
   },
 );
-afterAll(restore);
 
 test("a cluster of two nodes: what the first is told", async () => {
   const config = { ...readConfig({ NODE_NAME: "node-1" }), families };

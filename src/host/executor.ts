@@ -1,17 +1,22 @@
 /** The one seam to the node: who reads from it and who changes it is a parameter. Real, on paper, or recorded in a test. */
 import { readlink } from "node:fs/promises";
 import type { Config } from "../config/config.ts";
-import { $, eachLine, type Step } from "./command.ts";
+import { $, type Command, eachLine, execute, type Step } from "./command.ts";
+import { listChains, type NftChain } from "./events/nfnetlink.ts";
 import { readIfThere } from "./files.ts";
 
 /** What is read of the node. Nothing of it changes anything. */
 export interface Reader {
   /** The stdout of a command from a template. @throws CommandError */
   readonly $: typeof $;
+  /** The stdout of a command. @throws CommandError */
+  execute(command: Command): Promise<string>;
   /** Hands on a command's stdout line by line. @throws CommandError */
   readonly eachLine: typeof eachLine;
   /** A file's content; undefined if there is none. */
   readFile(path: string): Promise<string | undefined>;
+  /** The chains of nf_tables; undefined where the kernel has none. */
+  chains(): Promise<NftChain[] | undefined>;
   /** What a symbolic link names; undefined if there is none. */
   readLink(path: string): Promise<string | undefined>;
 }
@@ -19,7 +24,9 @@ export interface Reader {
 /** Reads what is really there. */
 export const nodeReader: Reader = {
   $,
+  execute: (command) => execute(command),
   eachLine,
+  chains: listChains,
   readFile: readIfThere,
   readLink: (path) => readlink(path).catch(() => undefined),
 };

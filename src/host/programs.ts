@@ -4,6 +4,7 @@ import { readFile } from "node:fs/promises";
 import type { Config } from "../config/config.ts";
 import type { Finding } from "../report/findings.ts";
 import { CommandError, execute } from "./command.ts";
+import { nodeReader } from "./executor.ts";
 import { type Backend, chooseBackend } from "./firewall/firewall.ts";
 import type { Variant } from "./firewall/iptables.ts";
 import { lackingExtensions } from "./firewall/iptmodules.ts";
@@ -54,7 +55,7 @@ export async function checkPrograms(config: Config): Promise<Fit> {
   const modules = setting === "iptables" ? [] : await lackingModules(uses).catch(() => []);
   const lacks = modules.length > 0 ? [lackOf(modules, "nftables")] : [];
   const instead = setting === "auto" && lacks.length > 0;
-  const first = await chooseBackend(instead ? "iptables" : setting).catch(() => undefined);
+  const first = await chooseBackend(nodeReader, instead ? "iptables" : setting).catch(() => undefined);
   let backend = first;
   if (first !== undefined && first !== "nftables") {
     const unfit = await unfitFor(first);

@@ -19,7 +19,7 @@ export async function removal(of: { link: string; cniConfigPath: string; files: 
     observeCni(nodeReader, of.cniConfigPath),
     observeLinks(nodeReader),
     observeRoutes(nodeReader, of.link, present),
-    observeFirewall("nftables"),
+    observeFirewall(nodeReader, "nftables"),
   ]);
   const ours = links.some(({ name, kind }) => name === of.link && ["wireguard", "tun"].includes(kind ?? ""));
   return [

@@ -1,5 +1,5 @@
 /** What a change costs in a cluster of 5,000 nodes: passes of an agent whose commands are written down, and not run. */
-import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import pino from "pino";
 import type { ClusterNodes } from "../cluster/nodes.ts";
 import { readConfig } from "../config/config.ts";
@@ -29,12 +29,11 @@ const links = [
   },
 ];
 /** Nothing of ours but the link, set up, with a peer: those of an empty one would be greeted later. */
-const { reader, asked, restore } = recordedNode({
+const { reader, asked } = recordedNode({
   "ip -j -d address show": JSON.stringify(links),
   "wg show": "\t\t0\toff\nsomebody\t\t\t\t0",
   nft: '{ "nftables": [] }',
 });
-afterAll(restore);
 
 const nodes = { complete: true, whole: true, own: {}, ownIsThere: true, others };
 let reconciler: Reconciler;

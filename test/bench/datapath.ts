@@ -5,6 +5,7 @@
  */
 
 import { perform } from "../../src/host/command.ts";
+import { nodeReader } from "../../src/host/executor.ts";
 import {
   type Backend,
   diffFirewall,
@@ -105,7 +106,7 @@ async function setRules(backend: Backend, which: string): Promise<void> {
           `add rule ${tracking} forward ct state invalid drop`,
         ];
   const { firewall } = plan(input({ nodes: crowd(5_000) }));
-  const observed = await observeFirewall(backend);
+  const observed = await observeFirewall(nodeReader, backend);
   await perform([
     { kind: "run", argv: ["nft", "-f", "-"], stdin: `${lines.join("\n")}\n` },
     ...(which === "ours" ? diffFirewall(backend, firewall, observed) : removeFirewall(observed)),

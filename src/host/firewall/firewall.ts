@@ -3,8 +3,8 @@
 import { families } from "../../net/address.ts";
 import type { Firewall, SetName } from "../../plan/firewall/model.ts";
 import type { Command } from "../command.ts";
-import { listChains, type NftChain } from "../events/nfnetlink.ts";
-import { readIfThere } from "../files.ts";
+import type { NftChain } from "../events/nfnetlink.ts";
+import type { Reader } from "../executor.ts";
 import { diffSets, type ObservedSets, observeSets, setName, sets } from "./ipset.ts";
 import {
   acceptingChains,
@@ -38,23 +38,26 @@ export interface ObservedFirewall {
 }
 
 /** `auto`: nftables where the kernel takes it. Of iptables, the variant that kubelet and kube-proxy use here. */
-export async function chooseBackend(setting: Backend | "auto" | "iptables"): Promise<Backend> {
+export async function chooseBackend(
+  reader: Reader,
+  setting: Backend | "auto" | "iptables",
+): Promise<Backend> {
   if (setting === "iptables-nft" || setting === "iptables-legacy") return setting;
-  const nft = (await listChains()) !== undefined;
+  const nft = (await reader.chains()) !== undefined;
   if (setting === "nftables" || (setting === "auto" && nft)) return "nftables";
   if (!nft) return "iptables-legacy";
-  return (await legacyTables()).includes("mangle") && (await kubernetesUsesLegacy())
+  return (await legacyTables(reader)).includes("mangle") && (await kubernetesUsesLegacy(reader))
     ? "iptables-legacy"
     : "iptables-nft";
 }
 
-export async function observeFirewall(backend: Backend): Promise<ObservedFirewall> {
-  const listed = await listChains();
+export async function observeFirewall(reader: Reader, backend: Backend): Promise<ObservedFirewall> {
+  const listed = await reader.chains();
   const names = new Set(listed?.map(({ family, table, name }) => `${family} ${table} ${name}`));
   const [sets, ruleset, nftChains] = await Promise.all([
-    observeSets(),
-    listed && observeRuleset(),
-    listed && observeChains("nft", names),
+    observeSets(reader),
+    listed && observeRuleset(reader),
+    listed && observeChains(reader, "nft", names),
   ]);
   const closed = closedChains(listed ?? []);
   const observed: ObservedFirewall = {
@@ -66,9 +69,9 @@ export async function observeFirewall(backend: Backend): Promise<ObservedFirewal
     hidden: undefined,
   };
   try {
-    if ((await legacyTables()).length > 0) {
-      observed.chains.legacy = await observeChains("legacy");
-      const policies = await droppingPolicies("legacy");
+    if ((await legacyTables(reader)).length > 0) {
+      observed.chains.legacy = await observeChains(reader, "legacy");
+      const policies = await droppingPolicies(reader, "legacy");
       if (policies.some((chain) => chain.endsWith(" FORWARD"))) observed.dropping.push("legacy");
       const input = policies.filter((chain) => chain.endsWith(" INPUT"));
       observed.closed.push(...input.map((chain) => `${chain} of iptables-legacy`));
@@ -171,15 +174,17 @@ function wantedChains(
 }
 
 /** Tables of iptables-legacy that are in use: to ask that program would make them. */
-async function legacyTables(): Promise<string[]> {
+async function legacyTables(reader: Reader): Promise<string[]> {
   const names = await Promise.all(
-    ["ip", "ip6"].map((family) => readIfThere(`/proc/net/${family}_tables_names`)),
+    ["ip", "ip6"].map((family) => reader.readFile(`/proc/net/${family}_tables_names`)),
   );
   return names.flatMap((text) => text?.split("\n").filter(Boolean) ?? []);
 }
 
 // As iptables-wrappers tells: kubelet and kube-proxy keep chains of theirs in the variant that they use.
-async function kubernetesUsesLegacy(): Promise<boolean> {
+async function kubernetesUsesLegacy(reader: Reader): Promise<boolean> {
   const chains = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-PROXY-CANARY"];
-  return (await Promise.all(chains.map((chain) => hasChain("legacy", "mangle", chain)))).includes(true);
+  return (await Promise.all(chains.map((chain) => hasChain(reader, "legacy", "mangle", chain)))).includes(
+    true,
+  );
 }

@@ -6,8 +6,8 @@ import { createHash } from "node:crypto";
 import { type Family, families, familyOf, parseAddress } from "../../net/address.ts";
 import type { Findings } from "../../report/findings.ts";
 import { CniResults, network } from "../cniresults.ts";
-import { $, CommandError } from "../command.ts";
-import { readIfThere } from "../files.ts";
+import { CommandError } from "../command.ts";
+import type { Reader } from "../executor.ts";
 import type { Reason, Resource } from "../resource.ts";
 
 /** A pod with hostPorts. */
@@ -60,9 +60,10 @@ const programs = {
 };
 
 /** All rules of portmap in a family, by either of its backends; undefined where they cannot be read. */
-async function portmapRules(family: Family): Promise<string | undefined> {
+async function portmapRules(reader: Reader, family: Family): Promise<string | undefined> {
+  const { $ } = reader;
   const { name, table, names } = programs[family];
-  const legacy = ((await readIfThere(names).catch(() => "nat")) ?? "").split("\n").includes("nat");
+  const legacy = ((await reader.readFile(names).catch(() => "nat")) ?? "").split("\n").includes("nat");
   const texts = await Promise.all([
     rulesOf(() => $`nft list table ${table} cni_hostport`),
     // Not by iptables-nft: of a table that is not there it says that it is incompatible.
@@ -105,12 +106,14 @@ export function withoutRules(
 }
 
 export class HostPorts implements Resource<unknown> {
+  readonly #reader: Reader;
   readonly #findings: Findings;
   readonly #results = new CniResults(parseCacheEntry);
   /** Whether nothing has happened to the firewall since. */
   #looked = false;
 
-  constructor(findings: Findings) {
+  constructor(reader: Reader, findings: Findings) {
+    this.#reader = reader;
     this.#findings = findings;
   }
 
@@ -139,14 +142,14 @@ export class HostPorts implements Resource<unknown> {
   async #lost(): Promise<HostPortPod[]> {
     const known = await this.#results.read();
     if (known.length === 0) return [];
-    const links = [...((await readIfThere("/proc/net/dev")) ?? "").matchAll(/^ *([^:\s]+):/gm)].map(
+    const links = [...((await this.#reader.readFile("/proc/net/dev")) ?? "").matchAll(/^ *([^:\s]+):/gm)].map(
       ([, name]) => name,
     );
     const pods = known.filter((pod) => pod.links.some((link) => links.includes(link)));
     if (pods.length === 0) return [];
     const needed = families.filter((family) => pods.some((pod) => pod.families.includes(family)));
     const rules = await Promise.all(
-      needed.map(async (family) => [family, await portmapRules(family)] as const),
+      needed.map(async (family) => [family, await portmapRules(this.#reader, family)] as const),
     );
     return withoutRules(pods, Object.fromEntries(rules));
   }

@@ -2,7 +2,8 @@
 import { createHash } from "node:crypto";
 import { type Family, families, familyOf } from "../../net/address.ts";
 import type { Firewall, Transfer } from "../../plan/firewall/model.ts";
-import { $, batch, type Command, CommandError, execute } from "../command.ts";
+import { batch, type Command, CommandError } from "../command.ts";
+import type { Reader } from "../executor.ts";
 import { elementsOf } from "./nftables.ts";
 
 /** Members of our sets by name; undefined without the set. */
@@ -46,15 +47,15 @@ export function sets({ sets, maps }: Pick<Firewall, "sets" | "maps">): Record<st
   return Object.fromEntries(result);
 }
 
-export async function observeSets(): Promise<ObservedSets> {
-  const names = (await list()).split("\n").filter((name) => name.startsWith(prefix));
+export async function observeSets(reader: Reader): Promise<ObservedSets> {
+  const names = (await list(reader)).split("\n").filter((name) => name.startsWith(prefix));
   // As if typed in: the one way to ask for several and not for others'.
   const [save] = batch(
     ["ipset", "-"],
     names.map((name) => `save ${name}`),
   );
   if (save === undefined) return {};
-  const observed = parseSets(await execute(save));
+  const observed = parseSets(await reader.execute(save));
   const gone = names.filter((name) => observed[name] === undefined);
   // It ends well all the same.
   if (gone.length > 0) throw new Error(`ipset did not show ${gone.join(", ")}, which it had listed`);
@@ -62,7 +63,7 @@ export async function observeSets(): Promise<ObservedSets> {
 }
 
 /** The names of all sets; none without the program, or its part of the kernel: what needs them fails at the change. */
-async function list(): Promise<string> {
+async function list({ $ }: Reader): Promise<string> {
   try {
     return await $`ipset list -n`;
   } catch (error) {

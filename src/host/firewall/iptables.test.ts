@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { nodeReader } from "../executor.ts";
 import listedSet from "../recorded/ipset-remote-ipv4.txt";
 import listedLegacy from "../recorded/iptables-legacy-filter.txt";
 import listedNft from "../recorded/iptables-nft-filter.txt";
@@ -300,7 +301,10 @@ test("without the programs there is nothing of ours: nftables needs neither", as
   const path = process.env.PATH;
   try {
     process.env.PATH = "/nonexistent";
-    const [observedSets, observedChains] = [await observeSets(), await observeChains("legacy")];
+    const [observedSets, observedChains] = [
+      await observeSets(nodeReader),
+      await observeChains(nodeReader, "legacy"),
+    ];
     expect(observedSets).toEqual({});
     expect([...new Set(Object.values(observedChains))]).toEqual([undefined]);
   } finally {

@@ -4,7 +4,8 @@
  */
 import { type Family, families, familyOf } from "../../net/address.ts";
 import { type Firewall, type Hook, hooks } from "../../plan/firewall/model.ts";
-import { $, batch, type Command, CommandError } from "../command.ts";
+import { batch, type Command, CommandError } from "../command.ts";
+import type { Reader } from "../executor.ts";
 import { editsOf } from "./edits.ts";
 import { iptablesRules, listedRule } from "./iptablesrule.ts";
 
@@ -111,7 +112,11 @@ const tables = [...new Set(everyPlace.map((place) => place.table))];
  * Regular chains are found by what leads to them: the Go implementation has chains of other names that begin as ours do.
  * @param known the chains that there are, as `ip filter FORWARD`, where that is known: the others are not asked for
  */
-export async function observeChains(variant: Variant, known?: ReadonlySet<string>): Promise<ObservedChains> {
+export async function observeChains(
+  { $ }: Reader,
+  variant: Variant,
+  known?: ReadonlySet<string>,
+): Promise<ObservedChains> {
   const result: ObservedChains = {};
   const there = (family: Family, table: string, chain: string) =>
     known === undefined || known.has(`${nftFamily[family]} ${table} ${chain}`);
@@ -222,12 +227,17 @@ export function settledChains(desired: readonly Chain[]): ObservedChains {
 }
 
 /** Whether an IPv4 chain is there. */
-export async function hasChain(variant: Variant, table: string, chain: string): Promise<boolean> {
+export async function hasChain(
+  { $ }: Reader,
+  variant: Variant,
+  table: string,
+  chain: string,
+): Promise<boolean> {
   return (await answer($`${`${tool.ipv4}-${variant}`} -w 10 -t ${table} -S ${chain}`)) !== "absent";
 }
 
 /** The chains whose policy is DROP, as `ip filter FORWARD`. Of the listings only the policy is read. */
-export async function droppingPolicies(variant: Variant): Promise<string[]> {
+export async function droppingPolicies({ $ }: Reader, variant: Variant): Promise<string[]> {
   const chains = families.flatMap((family) => ["INPUT", "FORWARD"].map((chain) => ({ family, chain })));
   const found = chains.map(async ({ family, chain }) => {
     const listing = await $`${`${tool[family]}-${variant}`} -w 10 -S ${chain}`;

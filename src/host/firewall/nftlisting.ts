@@ -1,6 +1,7 @@
 /** The nftables table `inet wigglenet` as nft lists it. */
 import { type Family, families } from "../../net/address.ts";
-import { $, CommandError } from "../command.ts";
+import { CommandError } from "../command.ts";
+import type { Reader } from "../executor.ts";
 import { listedForm } from "./nftrule.ts";
 
 export const table = "wigglenet";
@@ -29,7 +30,7 @@ export interface ObservedRuleset {
   passed?: number;
 }
 
-export async function observeRuleset(): Promise<ObservedRuleset | undefined> {
+export async function observeRuleset({ $ }: Reader): Promise<ObservedRuleset | undefined> {
   try {
     return parseRuleset(await $`nft -j list table inet ${table}`);
   } catch (error) {

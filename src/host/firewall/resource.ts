@@ -3,7 +3,7 @@ import type { Config } from "../../config/config.ts";
 import { type Firewall, listed, type PlannedFirewall } from "../../plan/firewall/model.ts";
 import { retainElements } from "../../plan/retained.ts";
 import type { Findings } from "../../report/findings.ts";
-import type { Perform } from "../executor.ts";
+import type { Executor, Perform } from "../executor.ts";
 import type { Reason, Resource } from "../resource.ts";
 import {
   type Backend,
@@ -26,6 +26,7 @@ interface DesiredFirewall {
 interface Means {
   config: Pick<Config, "firewallBackend" | "port">;
   findings: Findings;
+  executor: Executor;
   perform: Perform;
   /** Called after a change, which may have made the flow table anew. */
   written: () => void;
@@ -95,8 +96,8 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   }
 
   async #look(): Promise<{ backend: Backend; observed: ObservedFirewall }> {
-    this.#backend ??= await chooseBackend(this.#means.config.firewallBackend);
-    this.#observed ??= await observeFirewall(this.#backend);
+    this.#backend ??= await chooseBackend(this.#means.executor, this.#means.config.firewallBackend);
+    this.#observed ??= await observeFirewall(this.#means.executor, this.#backend);
     return { backend: this.#backend, observed: this.#observed };
   }
 }

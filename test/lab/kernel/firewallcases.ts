@@ -3,6 +3,7 @@
  * test/firewallcases.test.ts reads: an `Outcome` of each case as JSON.
  */
 import { $, execute, perform } from "../../../src/host/command.ts";
+import { nodeReader } from "../../../src/host/executor.ts";
 import {
   type Backend,
   diffFirewall,
@@ -25,7 +26,7 @@ export interface Outcome {
 const backend = Bun.argv[2] as Backend;
 
 async function become(firewall: Firewall): Promise<string[]> {
-  const commands = diffFirewall(backend, firewall, await observeFirewall(backend));
+  const commands = diffFirewall(backend, firewall, await observeFirewall(nodeReader, backend));
   await perform(commands);
   return commands.flatMap(({ stdin }) => stdin?.trim().split("\n") ?? []);
 }
@@ -72,14 +73,14 @@ async function run({ title, from, to }: Case): Promise<Outcome> {
   const before = await rules();
   const written = await become(to);
   const after = await rules();
-  const left = diffFirewall(backend, to, await observeFirewall(backend)).map(
+  const left = diffFirewall(backend, to, await observeFirewall(nodeReader, backend)).map(
     (step) => step.stdin ?? step.argv.join(" "),
   );
   const texts = new Set(after.values());
   const lost = [...before]
     .filter(([rule, text]) => texts.has(text) && !after.has(rule))
     .map(([, text]) => text);
-  await perform(removeFirewall(await observeFirewall(backend)));
+  await perform(removeFirewall(await observeFirewall(nodeReader, backend)));
   return { title, written, lost, left };
 }
 

@@ -4,6 +4,7 @@
  */
 
 import { perform } from "../../../src/host/command.ts";
+import { nodeReader } from "../../../src/host/executor.ts";
 import {
   type Backend,
   diffFirewall,
@@ -27,14 +28,14 @@ const desired = (count: number) => plan(input({ nodes: crowd(count) })).firewall
 
 async function sync(firewall: Listed["firewall"]) {
   const from = performance.now();
-  const observed = await observeFirewall(backend as Backend);
+  const observed = await observeFirewall(nodeReader, backend as Backend);
   const commands = diffFirewall(backend as Backend, firewall, observed);
   await perform(commands);
   return { took: performance.now() - from, commands };
 }
 
 async function clear(): Promise<void> {
-  await perform(removeFirewall(await observeFirewall(backend as Backend)));
+  await perform(removeFirewall(await observeFirewall(nodeReader, backend as Backend)));
 }
 
 const all = desired(Number(count));

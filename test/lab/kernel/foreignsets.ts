@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import { perform } from "../../../src/host/command.ts";
+import { nodeReader } from "../../../src/host/executor.ts";
 import { type Backend, diffFirewall, observeFirewall } from "../../../src/host/firewall/firewall.ts";
 import { crowd, input, plan } from "../../../src/plan/fixtures/input.ts";
 import { foreignSets } from "./foreignrules.ts";
@@ -32,7 +33,11 @@ function childrenTime(): number {
 async function sync(nodes: number): Promise<{ cost: number; lines: string[] }> {
   const before = childrenTime();
   const { firewall } = plan(input({ nodes: crowd(nodes) }));
-  const commands = diffFirewall(backend as Backend, firewall, await observeFirewall(backend as Backend));
+  const commands = diffFirewall(
+    backend as Backend,
+    firewall,
+    await observeFirewall(nodeReader, backend as Backend),
+  );
   await perform(commands);
   const lines = commands.flatMap(({ stdin }) => stdin?.trim().split("\n") ?? []);
   return { cost: childrenTime() - before, lines };
