@@ -41,6 +41,41 @@ describe("on a node", () => {
   const mode = (node: LightNode, path: string) =>
     (statSync(`/proc/${node.namespace.pid}/root${path}`).mode & 0o777).toString(8);
 
+  test("under another name of the link it refuses, before it changes anything, and says which the tunnel is", async () => {
+    const streams = await Promise.all(
+      (["ipv4", "ipv6"] as const).map((family) => lab.probe(p1, p2, { family })),
+    );
+    await n1.stopAgent();
+    n1.startAgent({ WIGGLENET_IFACE_NAME: "wg-new" });
+    expect(await n1.agentExit()).toBe(2);
+    expect(JSON.stringify(n1.agentLog())).toContain(
+      "WIGGLENET_IFACE_NAME=wg-new: this node's tunnel is link wigglenet: set it to that",
+    );
+    expect(await stateOf(n1)).toEqual(settled);
+    for (const stream of streams) expect((await stream.stop()).lost).toBe(0);
+    n1.startAgent();
+    await n1.inSync();
+  });
+
+  test("a port that is taken is named", async () => {
+    const script = `Bun.udpSocket({ port: 24777 }); setInterval(() => 0, 1e6)`;
+    const holder = n1.namespace.start(
+      "holder",
+      [process.execPath, "-e", script],
+      `${lab.underlay.dir}/log/holder.log`,
+    );
+    await until("it to hold", async () => (await n1.$`ss -uln`).stdout.includes(":24777"));
+    await n1.stopAgent();
+    n1.startAgent({ WIGGLENET_WG_PORT: "24777" });
+    await said(n1, "UDP port 24777 is taken on this node");
+    await holder.stop("SIGKILL");
+    await n1.inSync();
+    await n1.stopAgent();
+    n1.startAgent();
+    await n1.inSync();
+    expect(await stateOf(n1)).toEqual(settled);
+  });
+
   test("SIGTERM leaves the data path standing, and the next start finds nothing to do", async () => {
     await using there = await lab.probe(p1, p2);
     await using back = await lab.probe(p2, p1, { family: "ipv6", protocol: "tcp" });
