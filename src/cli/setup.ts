@@ -4,9 +4,11 @@ import pino, { type Logger } from "pino";
 import { version } from "../../package.json";
 import { ApiClient } from "../cluster/client.ts";
 import { ClusterNodes } from "../cluster/nodes.ts";
-import { type Config, parseBool, readConfig } from "../config/config.ts";
+import { type Config, ConfigError, parseBool, readConfig } from "../config/config.ts";
 import { readSetting } from "../config/settings.ts";
+import { earlierTunnel } from "../host/earliertunnel.ts";
 import type { Executor } from "../host/executor.ts";
+import { nodeReader } from "../host/executor.ts";
 import { refusal } from "../host/firewall/flowtable.ts";
 import { checkPod } from "../host/pod.ts";
 import { checkPrograms } from "../host/programs.ts";
@@ -42,6 +44,7 @@ export async function setUp({ kubeconfig, klog }: AgentOptions, dry: boolean): P
   const client = new ApiClient(config.kubeconfig);
   const { backend, warning } = await checkPrograms(config);
   config.firewallBackend = backend;
+  await refuseEarlierTunnel(config);
   const log = loggerFor(config.logLevel, dry);
   if (klog.flags.length > 0)
     log.warn(
@@ -58,6 +61,15 @@ export async function setUp({ kubeconfig, klog }: AgentOptions, dry: boolean): P
     config.flowtable = undefined;
   }
   return { config, client, log, backend: warning };
+}
+
+async function refuseEarlierTunnel(config: Config): Promise<void> {
+  const { linkName, families } = config;
+  const earlier = hasTunnel(config) && (await earlierTunnel(nodeReader, linkName, families));
+  if (earlier)
+    throw new ConfigError([
+      `WIGGLENET_IFACE_NAME=${linkName}: this node's tunnel is link ${earlier}: set it to that; or first remove that link ("ip link delete ${earlier}", or stop the wireguard-go that serves it), which cuts this node's pods off from the others until the new one is there`,
+    ]);
 }
 
 /** On paper the commands are the output, and only what is wrong is worth a line beside them. */

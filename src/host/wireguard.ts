@@ -183,9 +183,16 @@ export class Identity implements Resource<{ link: unknown }> {
     if (link === undefined) return;
     const tunnel = await this.#wireGuard.observe();
     const { publicKey, port } = this.#own;
-    await this.#wireGuard.change(
-      () => this.#perform("WireGuard key and port", diffIdentity(this.#link, this.#own, tunnel)),
-      () => ({ ...tunnel, publicKey, port, marked: false }),
-    );
+    await this.#wireGuard
+      .change(
+        () => this.#perform("WireGuard key and port", diffIdentity(this.#link, this.#own, tunnel)),
+        () => ({ ...tunnel, publicKey, port, marked: false }),
+      )
+      .catch((error: Error) => {
+        if (!error.message.includes("Address already in use")) throw error;
+        throw new Error(
+          `UDP port ${port} is taken on this node, by a program (ss -ulpn) or another WireGuard link (wg show): stop that, or set WIGGLENET_WG_PORT to another one, the same on every node`,
+        );
+      });
   }
 }
