@@ -1,101 +1,40 @@
 /**
- * The host as others use it: rulesets of any size cost the agent nothing, changes by the thousand wake it for nothing, and
- * what is changed of ours in the middle of them is repaired all the same.
+ * The host as others use it: changes by the thousand wake the agent for nothing, and what is changed of ours in the middle of
+ * them is repaired all the same.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { version } from "../package.json";
-import { annotationsOf } from "../src/plan/overlay/node.ts";
 import { repository, tool } from "./lab/cache.ts";
+import { announce } from "./lab/cluster/announced.ts";
 import type { LightNode } from "./lab/cluster/lightnode.ts";
-import { foreignSets, kubeProxyRuleset, kubeProxyService } from "./lab/kernel/foreignrules.ts";
+import { kubeProxyRuleset, kubeProxyService } from "./lab/kernel/foreignrules.ts";
 import { type NodeState, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
-import { cpuOf, treeOf, watchMemory } from "./lab/probe/usage.ts";
+import { passes, quiet, withMetrics } from "./lab/probe/passes.ts";
+import { cpuOf, treeOf } from "./lab/probe/usage.ts";
 import { sleep, until } from "./lab/process.ts";
-
-/** Seconds between the looks at everything of the node that looks; for what such a look may cost, see below. */
-const resync = 5;
 
 const binary = `${repository}/dist/wigglenet`;
 let lab: Lab;
 /** Its resync is an hour away. */
 let told: LightNode;
-let looking: LightNode;
 
 beforeAll(async () => {
-  const metrics = { ENABLE_METRICS: "1", METRICS_BIND_ADDR: "127.0.0.1:9091" };
-  const nodes = [
-    { env: { RESYNC_PERIOD: "3600", ...metrics } },
-    { env: { RESYNC_PERIOD: String(resync), ...metrics } },
-  ];
-  lab = await Lab.start({ nodes });
-  [told, looking] = lab.nodes as [LightNode, LightNode];
-  await lab.nodes[0]!.pod("p");
-  for (let n = 0; n < 98; n += 1) await join(n);
-  await until(
-    "all of them to be peers",
-    async () => (await peers(told)) === 99 && (await peers(looking)) === 99,
-  );
+  lab = await Lab.start({ nodes: [{ env: { RESYNC_PERIOD: "3600", ...withMetrics } }] });
+  [told] = lab.nodes as [LightNode];
+  await told.pod("p");
+  for (let n = 0; n < 99; n += 1) await announce(lab.controlPlane.api, n);
+  await until("all of them to be peers", async () => (await peers(told)) === 99);
 }, 60_000);
 afterAll(() => lab[Symbol.asyncDispose]());
-
-/** A node that is no more than its annotations. */
-async function join(n: number): Promise<void> {
-  const addresses = [`172.30.1.${n}`, `fd30::1:${n.toString(16)}`];
-  const annotations = annotationsOf({
-    version,
-    publicKey: Buffer.alloc(32, `peer ${n}`).toString("base64"),
-    podCidrs: [`10.200.${n}.0/24`, `fd00:200:${n.toString(16)}::/64`],
-    addresses,
-    endpoints: addresses,
-  });
-  await lab.controlPlane.api.create({
-    apiVersion: "v1",
-    kind: "Node",
-    metadata: { name: `other-${n}`, annotations },
-  });
-}
 
 async function peers(node: LightNode): Promise<number> {
   return (await stateOf(node)).wireguard.length - 1;
 }
 
-/** How many passes the agent has made. */
-async function passes(node: LightNode): Promise<number> {
-  const ask = `console.log(await (await fetch("http://127.0.0.1:9091/metrics")).text())`;
-  const answer = await node.namespace.run([process.execPath, "-e", ask]);
-  return Number(/^wigglenet_pass_duration_seconds_count (\d+)/m.exec(answer)?.[1]);
-}
-
 /** Has a program of the node write rules. */
 async function write(node: LightNode, rules: string): Promise<void> {
   await node.namespace.run(["nft", "-f", "-"], { stdin: rules });
-}
-
-/** Milliseconds of CPU that it takes the agent and its programs to take a node in that joins. */
-async function costOfJoining(node: LightNode, n: number): Promise<number> {
-  const agent = await node.agentPid();
-  const [before, had] = [cpuOf(agent), await peers(node)];
-  await join(n);
-  await until(`${node.name} to have the peer`, async () => (await peers(node)) === had + 1);
-  await quiet(node);
-  return cpuOf(agent) - before;
-}
-
-/** Waits until the agent has made no pass for half a second. */
-async function quiet(node: LightNode): Promise<void> {
-  let last = -1;
-  await until(
-    "no pass",
-    async () => {
-      const now = await passes(node);
-      const same = now === last;
-      last = now;
-      return same;
-    },
-    { every: 500 },
-  );
 }
 
 test("thousands of rules that others change make no pass, and cost nothing", async () => {
@@ -313,27 +252,3 @@ describe("where the agent can open no netlink socket", () => {
     await restart({});
   }, 60_000);
 });
-
-test("beside 20,000 Services and 200,000 elements of others the agent needs no more than without them", async () => {
-  const without = await costOfJoining(told, 98);
-  const agent = await looking.agentPid();
-  const memory = watchMemory(agent);
-  for (const node of lab.nodes) {
-    await write(node, kubeProxyRuleset(20_000));
-    await write(node, foreignSets(200_000));
-  }
-  await quiet(told);
-  const beside = await costOfJoining(told, 99);
-  const [cpu, before] = [cpuOf(agent), await passes(looking)];
-  await sleep(4 * resync * 1_000);
-  const looks = (await passes(looking)) - before;
-  const each = (cpuOf(agent) - cpu) / looks;
-  const { most, whose } = await memory.stop();
-  console.log(
-    `a node joins: ${without} ms CPU, beside others' rules ${beside}; ${looks} looks of ${each.toFixed(0)} ms CPU; ${most.toFixed(0)} MB (${whose})`,
-  );
-  expect(beside).toBeLessThan(without + 100);
-  expect(most).toBeLessThan(160);
-  // One look a minute: 1 % CPU.
-  expect(each).toBeLessThan(600);
-}, 120_000);
