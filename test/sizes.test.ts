@@ -125,7 +125,7 @@ test(
     await using limit = await MemoryLimit.create(cgroup, Number(megabytes) * 2 ** 20);
     await using stack = new AsyncDisposableStack();
     await restartWithin(limit);
-    stack.defer(() => node.killAgent());
+    stack.defer(async () => void (await node.stopAgent()));
     const agent = await node.agentPid();
     const memory = watchMemory(agent);
     await node.write("/run/go", "");

@@ -2,7 +2,7 @@
 import { readlink } from "node:fs/promises";
 import type { Config } from "../config/config.ts";
 import { $, type Command, eachLine, execute, type Step } from "./command.ts";
-import { listChains, type NftChain } from "./events/nfnetlink.ts";
+import { generation, listChains, type NftChain } from "./events/nfnetlink.ts";
 import { readIfThere } from "./files.ts";
 
 /** What is read of the node. Nothing of it changes anything. */
@@ -17,6 +17,8 @@ export interface Reader {
   readFile(path: string): Promise<string | undefined>;
   /** The chains of nf_tables; undefined where the kernel has none. */
   chains(): Promise<NftChain[] | undefined>;
+  /** The number of nf_tables' generation, which every change of it makes another; undefined where it cannot be told. */
+  generation(): number | undefined;
   /** What a symbolic link names; undefined if there is none. */
   readLink(path: string): Promise<string | undefined>;
 }
@@ -27,6 +29,7 @@ export const nodeReader: Reader = {
   execute: (command) => execute(command),
   eachLine,
   chains: listChains,
+  generation,
   readFile: readIfThere,
   readLink: (path) => readlink(path).catch(() => undefined),
 };

@@ -30,6 +30,7 @@ const errors: Record<number, string> = {
   105: "ENOBUFS",
 };
 const EAGAIN = 11;
+const EINVAL = 22;
 const ENOBUFS = 105;
 
 /** What the kernel refused, with the name of its error. */
@@ -50,7 +51,8 @@ const SOL_NETLINK = 270;
 const NETLINK_ADD_MEMBERSHIP = 1;
 /** The length of the whole datagram is returned even if it was cut off. */
 const MSG_TRUNC = 0x20;
-const NLM_F_REQUEST_DUMP = 0x1 | 0x300;
+const NLM_F_REQUEST = 0x1;
+const NLM_F_DUMP = 0x300;
 const NLM_F_DUMP_INTR = 0x10;
 const NLMSG_ERROR = 2;
 const NLMSG_DONE = 3;
@@ -141,26 +143,45 @@ export class Netlink implements Disposable {
    * @throws NetlinkError with the kernel's error
    */
   dump(type: number, body: Uint8Array, take: (message: Message) => void): boolean {
-    const request = Buffer.alloc(16 + body.length);
-    request.writeUInt32LE(request.length, 0);
-    request.writeUInt16LE(type, 4);
-    request.writeUInt16LE(NLM_F_REQUEST_DUMP, 6);
-    request.set(body, 16);
-    if (libc().send(this.#fd, ptr(request), request.length, 0) < 0) throw new NetlinkError("to ask", errno());
+    this.#send(type, NLM_F_REQUEST | NLM_F_DUMP, body);
     let whole = true;
     for (;;) {
       // The kernel writes each part of it as it is read.
-      const size = Number(libc().recv(this.#fd, ptr(buffer), buffer.length, MSG_TRUNC));
-      if (size < 0) throw new NetlinkError("to read the answer", errno());
-      for (const message of messages(buffer.subarray(0, size))) {
+      for (const message of this.#answer()) {
         if (message.flags & NLM_F_DUMP_INTR) whole = false;
         if (message.type === NLMSG_DONE) return whole;
-        if (message.type === NLMSG_ERROR) {
-          const code = -Buffer.from(message.body).readInt32LE(0);
-          throw new NetlinkError("the answer", code);
-        }
         take(message);
       }
+    }
+  }
+
+  /**
+   * Asks for one of the kernel's objects.
+   * @param body what follows the header
+   * @throws NetlinkError with the kernel's error
+   */
+  ask(type: number, body: Uint8Array): Message {
+    this.#send(type, NLM_F_REQUEST, body);
+    for (const message of this.#answer()) return message;
+    throw new NetlinkError("an answer without a message", EINVAL);
+  }
+
+  #send(type: number, flags: number, body: Uint8Array): void {
+    const request = Buffer.alloc(16 + body.length);
+    request.writeUInt32LE(request.length, 0);
+    request.writeUInt16LE(type, 4);
+    request.writeUInt16LE(flags, 6);
+    request.set(body, 16);
+    if (libc().send(this.#fd, ptr(request), request.length, 0) < 0) throw new NetlinkError("to ask", errno());
+  }
+
+  *#answer(): Generator<Message> {
+    const size = Number(libc().recv(this.#fd, ptr(buffer), buffer.length, MSG_TRUNC));
+    if (size < 0) throw new NetlinkError("to read the answer", errno());
+    for (const message of messages(buffer.subarray(0, size))) {
+      if (message.type === NLMSG_ERROR)
+        throw new NetlinkError("the answer", -Buffer.from(message.body).readInt32LE(0));
+      yield message;
     }
   }
 

@@ -8,6 +8,7 @@ const NFT_MSG_GETCHAIN = 4;
 const NFT_MSG_DELCHAIN = 5;
 const NFT_MSG_DELRULE = 8;
 const NFT_MSG_NEWGEN = 15;
+const NFT_MSG_GETGEN = 16;
 const families: Record<number, string> = { 1: "inet", 2: "ip", 10: "ip6" };
 const hooks = ["prerouting", "input", "forward", "output", "postrouting", "ingress"];
 
@@ -89,6 +90,22 @@ export async function listChains(): Promise<NftChain[] | undefined> {
   } catch (error) {
     if (error instanceof NetlinkError && absent.includes(error.code)) return undefined;
     throw error;
+  }
+}
+
+/**
+ * The number of the current generation of nf_tables: each change of it, whoever makes it, begins another one. As long as it
+ * stays, whatever was listed is as it was, but for counters.
+ * @returns undefined where it cannot be asked for
+ */
+export function generation(): number | undefined {
+  try {
+    using socket = Netlink.open(protocol.netfilter);
+    const { body } = socket.ask((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETGEN, new Uint8Array(header));
+    const id = attributes(body, header).get(1);
+    return id && number(id);
+  } catch {
+    return undefined;
   }
 }
 

@@ -1,10 +1,11 @@
 import { describe, expect, test } from "bun:test";
+import { nodeReader } from "../executor.ts";
 import listed from "../recorded/nft-table.txt";
 import edited from "../recorded/nft-table-edited.txt";
 import { desired, lines } from "./fixtures/nftables.ts";
 import { diffDevices, parseDevices } from "./flowtable.ts";
 import { diffRuleset, settledRuleset } from "./nftables.ts";
-import { type ObservedRuleset, parseRuleset } from "./nftlisting.ts";
+import { type ObservedRuleset, parseRuleset, recount } from "./nftlisting.ts";
 
 test("the table, from nothing", () => {
   expect(lines(desired(), undefined).join("\n")).toMatchInlineSnapshot(`
@@ -133,7 +134,11 @@ function withoutHandles(observed: ObservedRuleset): ObservedRuleset {
 
 describe("what nft listed", () => {
   test("of what was loaded: nothing is left to do", () => {
-    expect(withoutHandles(parseRuleset(listed)!)).toEqual({ ...settledRuleset(desired()), passed: 0 });
+    expect(withoutHandles(parseRuleset(listed)!)).toEqual({
+      ...settledRuleset(desired()),
+      passed: 0,
+      counting: ["postrouting-ipv4", "postrouting-ipv6"],
+    });
     expect(diffRuleset(desired(), parseRuleset(listed))).toEqual([]);
   });
 
@@ -142,6 +147,24 @@ describe("what nft listed", () => {
       .replaceAll(/("packets": )0(, "bytes": 0}}, {"accept")/g, "$17$2")
       .replaceAll('"packets": 0', '"packets": 100');
     expect(parseRuleset(counted)?.passed).toBe(7 + 7);
+  });
+
+  test("packets that were counted since are read of their chains alone", async () => {
+    const { nftables } = JSON.parse(listed.replaceAll('"packets": 0', '"packets": 7')) as {
+      nftables: { table?: object; rule?: { chain: string } }[];
+    };
+    const asked: string[] = [];
+    const reader = {
+      ...nodeReader,
+      // As nft lists a chain: without its table.
+      $: async (_: TemplateStringsArray, ...[, chain]: unknown[]) => {
+        asked.push(String(chain));
+        return JSON.stringify({ nftables: nftables.filter(({ rule }) => rule?.chain === chain) });
+      },
+    };
+    const known = parseRuleset(listed)!;
+    expect(await recount(reader, known)).toEqual({ ...known, passed: 7 + 7 });
+    expect(asked).toEqual(["postrouting-ipv4", "postrouting-ipv6"]);
   });
 
   test("a rule that does something else under the same comment is another", () => {
@@ -191,6 +214,7 @@ test("what nft lists of a flow table, with and without devices", () => {
       chains: {},
       others: [],
       passed: 0,
+      counting: [],
     });
     expect(parseDevices(listing({ flowtable: { ...listed, ...(dev && { dev }) } }))).toEqual(
       dev === undefined ? [] : [dev].flat(),

@@ -280,7 +280,8 @@ export function settledRuleset(desired: Ruleset, before?: ObservedRuleset): Obse
     if (sameForms(rules, present)) return [name, { spec, rules: present }];
     return [name, { spec, rules: rules.map(({ form }) => ({ form, handle: undefined })) }];
   });
-  return { flowtables, sets, maps, chains: Object.fromEntries(chains), others: [] };
+  const counting = before?.counting && { counting: before.counting };
+  return { flowtables, sets, maps, chains: Object.fromEntries(chains), others: [], ...counting };
 }
 
 /** As nft and ipset list it: a prefix of one address without its length. */

@@ -28,6 +28,8 @@ export interface ObservedRuleset {
   others: string[];
   /** Packets that the rules have counted which let pass; undefined if it is not known. */
   passed?: number;
+  /** Chains that have such rules. */
+  counting?: string[];
 }
 
 export async function observeRuleset({ $ }: Reader): Promise<ObservedRuleset | undefined> {
@@ -37,6 +39,21 @@ export async function observeRuleset({ $ }: Reader): Promise<ObservedRuleset | u
     if (error instanceof CommandError && /No such file or directory/.test(error.stderr)) return undefined;
     throw error;
   }
+}
+
+/** What the rules have counted since, of a table that is as it was: its chains are read one by one, which lists no others. */
+export async function recount({ $ }: Reader, known: ObservedRuleset): Promise<ObservedRuleset> {
+  const listings = (known.counting ?? []).map((chain) => $`nft -j list chain inet ${table} ${chain}`);
+  const entries = (await Promise.all(listings)).flatMap((text) => (JSON.parse(text) as NftListing).nftables);
+  return { ...known, passed: entries.reduce((sum, { rule }) => sum + (passedBy(rule) ?? 0), 0) };
+}
+
+/** Packets that a rule has counted and let pass; undefined if it does not do both. */
+function passedBy(rule: NftListing["nftables"][0]["rule"]): number | undefined {
+  const { expr = [] } = rule ?? {};
+  return expr.some((each) => "accept" in each)
+    ? expr.find(({ counter }) => counter !== undefined)?.counter?.packets
+    : undefined;
 }
 
 type NftValue =
@@ -68,6 +85,7 @@ export function parseRuleset(output: string): ObservedRuleset | undefined {
     chains: {},
     others: [],
     passed: 0,
+    counting: [],
   };
   const flags = (of: { flags?: string[] }) => (of.flags ? `; flags ${of.flags.join(", ")}` : "");
   for (const entry of nftables) {
@@ -89,8 +107,10 @@ export function parseRuleset(output: string): ObservedRuleset | undefined {
     else if (rule) {
       const { expr = [], handle } = rule;
       result.chains[rule.chain]?.rules.push({ form: listedForm(expr, chainFamily(rule.chain)), handle });
-      if (expr.some((each) => "accept" in each))
-        for (const { counter } of expr) result.passed += counter?.packets ?? 0;
+      const passed = passedBy(rule);
+      if (passed === undefined) continue;
+      result.passed += passed;
+      if (!result.counting.includes(rule.chain)) result.counting.push(rule.chain);
     }
   }
   return result;

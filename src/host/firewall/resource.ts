@@ -39,6 +39,8 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   #observed: ObservedFirewall | undefined;
   /** What the last change brought it to. */
   #settled: Firewall | undefined;
+  /** What was observed last, with which the next look compares. */
+  #before: ObservedFirewall | undefined;
 
   constructor(means: Means) {
     this.#means = means;
@@ -51,7 +53,9 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   }
 
   invalidate(reason: Reason): void {
-    if (["firewall", "drift", "resync"].includes(reason)) this.#observed = undefined;
+    if (!["firewall", "drift", "resync"].includes(reason)) return;
+    this.#before = this.#observed ?? this.#before;
+    this.#observed = undefined;
   }
 
   /** All of it, but no node is reached by a tunnel that is not there yet. */
@@ -92,12 +96,14 @@ export class HostFirewall implements Resource<DesiredFirewall> {
     const commands = diffFirewall(backend, wanted, observed);
     if (commands.length > 0) written();
     await perform("firewall", commands, { backend });
-    this.#observed = settledFirewall(backend, wanted, observed);
+    const settled = settledFirewall(backend, wanted, observed);
+    const { listing } = observed;
+    this.#observed = commands.length === 0 && listing ? { ...settled, listing } : settled;
   }
 
   async #look(): Promise<{ backend: Backend; observed: ObservedFirewall }> {
     this.#backend ??= await chooseBackend(this.#means.executor, this.#means.config.firewallBackend);
-    this.#observed ??= await observeFirewall(this.#means.executor, this.#backend);
+    this.#observed ??= await observeFirewall(this.#means.executor, this.#backend, this.#before);
     return { backend: this.#backend, observed: this.#observed };
   }
 }
