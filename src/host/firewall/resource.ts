@@ -90,6 +90,8 @@ export class HostFirewall implements Resource<DesiredFirewall> {
     const { config, findings, perform, written } = this.#means;
     const { backend, observed } = await this.#look();
     this.#observed = undefined;
+    // A guard brings it to less.
+    this.#settled = undefined;
     const wanted = whole ? firewall : retainElements(firewall, (set) => elementsIn(backend, observed, set));
     reportForeign(findings, observed, config.port);
     this.#translated.report(passedIn(backend, observed));
