@@ -231,7 +231,7 @@ describe("where the agent can open no netlink socket", () => {
       // It has looked once.
       await quiet(told);
       await told.$`nft flush ruleset`;
-      await repaired(healthy, 12_000);
+      await repaired(healthy, 30_000);
       await flushRoutes();
       await repaired(healthy);
       expect(unheard()).toEqual([expect.objectContaining({ level: "warn" })]);
