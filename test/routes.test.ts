@@ -132,6 +132,24 @@ describe("the order holds", () => {
   });
 });
 
+test("routes of others in our tables are named, and when they are gone", async () => {
+  const from = node.agentLog().length;
+  const said = () =>
+    node
+      .agentLog()
+      .slice(from)
+      .filter((line) => line.topic === "foreign routes");
+  await node.$`/bin/sh -ec ${inBoth(`{ip} route add unreachable {remote} metric 5000 table 24600
+    {ip} route add unreachable {node} metric 5000 table 24601`)}`;
+  await until("all four to be named", () => (said().at(-1)?.routes as string[] | undefined)?.length === 4, {
+    why: () => JSON.stringify(said()),
+  });
+  expect(said().at(-1)?.level).toBe("warn");
+  await node.$`/bin/sh -ec ${inBoth(`{ip} route delete {remote} metric 5000 table 24600
+    {ip} route delete {node} metric 5000 table 24601`)}`;
+  await until("that to be over", () => said().at(-1)?.msg === "a finding is over");
+});
+
 test("a rule ahead of ours that catches pods' packets is named, and when it is gone; others are not", async () => {
   const from = node.agentLog().length;
   const said = () =>

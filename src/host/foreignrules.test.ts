@@ -36,6 +36,7 @@ test.each<[title: string, rule: object, named: string | undefined]>([
   ["to others", { priority: 9, src: "all", dst: "198.51.100.0", dstlen: 24, table: "77" }, undefined],
   ["from others", { priority: 9, src: "198.51.100.7", table: "77" }, undefined],
   ["by a mark", { priority: 9, src: "all", fwmark: "0x7", fwmask: "0xff", table: "77" }, undefined],
+  ["that is one of ours, by somebody else", { priority: 2460, src: "all", table: "24600" }, undefined],
   ["of a VRF", { priority: 1000, src: "all", l3mdev: null }, undefined],
 ])("a rule %s", (_, rule, named) => {
   const ours = [
