@@ -1,7 +1,7 @@
 /** Rules of others that are looked at before ours, and may take pods' packets from us. */
 
 import { overlaps } from "../net/address.ts";
-import { lastPriority, podTable, type Route, type Rule } from "../plan/overlay/routes.ts";
+import { lastPriority, podTable, type Route, type Rule, ruleKey } from "../plan/overlay/routes.ts";
 import type { Findings } from "../report/findings.ts";
 import type { Links } from "./link.ts";
 import type { Resource } from "./resource.ts";
@@ -60,6 +60,8 @@ export function catchingRules(
       const ahead = rules.slice(index).some(({ ours, family }) => ours && family === rule.family);
       if (rule.ours || !ahead || !wanted.some(({ family }) => family === rule.family)) return false;
       if (rule.table === local) return false;
+      // Who adds and deletes one like ours deletes ours: theirs does the same.
+      if (wanted.some((each) => ruleKey(each) === ruleKey(rule))) return false;
       // "Not this mark", as wg-quick has it, is all of ours.
       if (rule.inverted) return true;
       if (rule.narrowed) return false;

@@ -8,6 +8,7 @@ import type { Executor, Perform } from "../host/executor.ts";
 import { FlowTable } from "../host/firewall/flowtable.ts";
 import { HostPorts } from "../host/firewall/hostports.ts";
 import { HostFirewall } from "../host/firewall/resource.ts";
+import { ForeignRoutes } from "../host/foreignroutes.ts";
 import { ForeignRules } from "../host/foreignrules.ts";
 import { Ipv6Sysctls } from "../host/ipv6.ts";
 import { Links } from "../host/link.ts";
@@ -103,6 +104,7 @@ export function resourcesOf(means: Means) {
     }),
     routes,
     foreignRules: new ForeignRules(routes, links, findings),
+    foreignRoutes: new ForeignRoutes(executor, families, findings),
     firewall: new HostFirewall({ config, findings, executor, perform, written }),
     flowTable,
     forwarding: new Forwarding({ root, executor, findings, perform }),

@@ -6,7 +6,7 @@ import { PrefixIndex } from "../../net/lookup.ts";
 import type { ReadonlyTable } from "../../net/table.ts";
 import type { OwnNode } from "../../plan/desired.ts";
 import type { NodeObject } from "../../plan/overlay/node.ts";
-import { lastPriority, type Route, type Rule } from "../../plan/overlay/routes.ts";
+import { lastPriority, nodeTable, podTable, type Route, type Rule } from "../../plan/overlay/routes.ts";
 import { matches } from "../../plan/own.ts";
 import { protocol } from "../rules.ts";
 import { gatewaysIn } from "../underlay.ts";
@@ -153,6 +153,8 @@ function classifyRoute(text: string, deleted: boolean, expected: Expectation): S
   if (text.includes(` proto ${protocol} `)) return wanted === deleted ? "everything" : "none";
   // A foreign route in the place of one of ours has taken it.
   if (wanted && !deleted) return "everything";
+  // Nobody else has anything to do in our tables.
+  if (table === podTable || table === nodeTable) return "everything";
   if (table !== "main" || deleted) return "none";
   // With 2 the kernel has those of the link's addresses; no one else's lead anywhere by our link.
   if (text.includes(` dev ${expected.link} `) && !text.includes(" proto 2 ")) return "everything";
