@@ -59,7 +59,7 @@ test("no line has more than 2 kB, whatever is said", () => {
     }),
     { numRuns: 60 },
   );
-});
+}, 30_000);
 
 test("an Error among the fields is its message, not an empty object", () => {
   expect(parsed((log) => log.warn({ error: new Error("no route") }, "failed"))).toMatchObject({

@@ -374,4 +374,4 @@ test("whatever is written, the error is about the expression", () => {
     }),
     { numRuns: 5_000 },
   );
-});
+}, 30_000);
