@@ -1,7 +1,8 @@
 /**
- * A stand-in for the agent of the Go implementation (tibordp/wigglenet 0.7): what its contract has it leave on a node
- * and in the cluster. Peers that are right are left alone, which the original does only between its own restarts.
+ * A stand-in for the agent of the Go implementation (tibordp/wigglenet 0.7), whose module the Go module proxy does not
+ * serve: what the original, by its public source, leaves on a node and in the cluster. Peers that are right are left alone, which the original does only between its own restarts.
  */
+import { contains, lengthOf, parsePrefix } from "../../../src/net/address.ts";
 import type { Node } from "./api.ts";
 import { cniFile, type LightNode } from "./lightnode.ts";
 
@@ -64,17 +65,32 @@ export class GoAgent {
     await this.#cni(podCidrs);
   }
 
+  /** Adds what is missing on the link, then removes all else of it. */
   async #addressesAndRoutes(own: string[], remote: string[]): Promise<void> {
-    const commands = own.map((prefix) => `address replace ${host(first(prefix))} dev wigglenet`);
+    const { $ } = this.#node;
+    const addresses = own.map((prefix) => host(first(prefix)));
+    const shown = (await $`ip -o address show dev wigglenet`).stdout;
+    const present = [...shown.matchAll(/inet6? (\S+)/g)].map(([, address]) => address!);
+    await this.#node.namespace.ip(
+      ...addresses.map((address) => `address replace ${address} dev wigglenet`),
+      ...present
+        .filter((address) => !addresses.includes(address))
+        .map((address) => `address delete ${address} dev wigglenet`),
+    );
     // It compares destinations alone, so that a route with another protocol number is as good to it.
-    const { stdout } = await this.#node.$`ip -4 route show dev wigglenet; ip -6 route show dev wigglenet`;
-    const present = new Set(stdout.split("\n").map((line) => line.split(" ")[0]));
-    for (const prefix of remote)
-      if (!present.has(prefix)) commands.push(`route add ${prefix} dev wigglenet protocol boot`);
-    for (const address of own.map(first))
-      if (!isIpv6(address) && !present.has(address))
-        commands.push(`route add ${host(address)} dev wigglenet scope host protocol boot`);
-    await this.#node.namespace.ip(...commands);
+    const { stdout } = await $`ip -4 route show dev wigglenet; ip -6 route show dev wigglenet`;
+    const routes = stdout.split("\n").flatMap((line) => line.split(" ")[0] || []);
+    const standing = new Set(routes.map((route) => (route.includes("/") ? route : host(route))));
+    const ways = summary(remote);
+    const missing = [
+      ...ways.map((prefix) => [prefix, ""]),
+      ...addresses.map((address) => [address, "scope host"]),
+    ].filter(([prefix]) => !standing.has(prefix!));
+    const stale = [...standing].filter((prefix) => ![...ways, ...addresses].includes(prefix));
+    await this.#node.namespace.ip(
+      ...missing.map(([prefix, more]) => `route add ${prefix} dev wigglenet ${more} protocol boot`),
+      ...stale.map((prefix) => `route delete ${prefix} dev wigglenet`),
+    );
   }
 
   /** By nftables, as it is set up by default, and what is left of its time with iptables. */
@@ -135,6 +151,23 @@ export class GoAgent {
     await this.#node.write(`${cniFile}.temp`, `${JSON.stringify(list, undefined, 2)}\n`);
     await this.#node.$`mv ${cniFile}.temp ${cniFile}`;
   }
+}
+
+/** The fewest prefixes that have the same addresses: neighbours become one. */
+function summary(prefixes: string[]): string[] {
+  const all = new Set(
+    prefixes.filter((prefix) => !prefixes.some((other) => other !== prefix && contains(other, prefix))),
+  );
+  // Those that are added meanwhile, too.
+  for (const prefix of all) {
+    const length = lengthOf(prefix);
+    const parent = parsePrefix(`${prefix.split("/")[0]}/${length - 1}`)!;
+    const halves = [...all].filter((each) => lengthOf(each) === length && contains(parent, each));
+    if (halves.length < 2) continue;
+    for (const half of halves) all.delete(half);
+    all.add(parent);
+  }
+  return [...all];
 }
 
 interface GoPeer {
