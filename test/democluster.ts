@@ -3,7 +3,7 @@ import { families } from "../src/net/address.ts";
 import { kubernetesDir } from "./lab/cache.ts";
 import { Cluster } from "./lab/cluster/cluster.ts";
 import { Capture, wireguardPort } from "./lab/probe/capture.ts";
-import { type Outcome, reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
+import { type Outcome, paths, reachability, settle, unreached } from "./lab/probe/reachability.ts";
 
 const begin = performance.now();
 const step = (line: string) =>
@@ -33,7 +33,7 @@ async function show(cluster: Cluster): Promise<boolean> {
   step("trying who reaches whom");
   await using encrypted = await Capture.start(cluster.underlay, `udp port ${wireguardPort}`);
   await using clear = await Capture.start(cluster.underlay);
-  const all = await ways(cluster, pods);
+  const all = await paths(cluster, pods);
   await settle(all, pods);
   const outcomes = await reachability(all);
   const seen = { encrypted: (await encrypted.stop()).length, clear: (await clear.stop()).length };

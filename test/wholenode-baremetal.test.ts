@@ -9,7 +9,7 @@ import { dirname, join } from "node:path";
 import { kubernetes, repository } from "./lab/cache.ts";
 import { Cluster, isReady } from "./lab/cluster/cluster.ts";
 import type { WholeNode } from "./lab/cluster/wholenode.ts";
-import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
+import { paths, reachability, settle, unreached } from "./lab/probe/reachability.ts";
 import { type Service, until } from "./lab/process.ts";
 
 setDefaultTimeout(120_000);
@@ -122,7 +122,7 @@ test("their pods reach each other and every node", async () => {
   await cluster.kubectl`apply -f test/web.yaml`;
   await cluster.kubectl`scale deployment web --replicas=2`;
   const pods = await cluster.pods("app=web");
-  const all = await ways(cluster, pods);
+  const all = await paths(cluster, pods);
   await settle(all, pods);
   expect(unreached(await reachability(all))).toEqual([]);
   expect((await cluster.api.nodes()).every((node) => isReady(node))).toBe(true);

@@ -2,7 +2,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { Cluster } from "./lab/cluster/cluster.ts";
 import { Capture } from "./lab/probe/capture.ts";
-import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
+import { paths, reachability, settle, unreached } from "./lab/probe/reachability.ts";
 
 setDefaultTimeout(120_000);
 
@@ -20,7 +20,7 @@ test.each([
     for (const host of [...cluster.nodes, ...pods, cluster.outside])
       expect([host.name, Object.keys(host.addresses)]).toEqual([host.name, [family]]);
     await using clear = await Capture.start(cluster.underlay);
-    const all = await ways(cluster, pods);
+    const all = await paths(cluster, pods);
     await settle(all, pods);
     const outcomes = await reachability(all);
     expect(unreached(outcomes)).toEqual([]);

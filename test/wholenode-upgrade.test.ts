@@ -9,7 +9,7 @@ import type { WholeNode } from "./lab/cluster/wholenode.ts";
 import { commandBlocks } from "./lab/documents.ts";
 import { agentImage } from "./lab/image/image.ts";
 import { probes } from "./lab/probe/probes.ts";
-import { settle, ways } from "./lab/probe/reachability.ts";
+import { paths, settle } from "./lab/probe/reachability.ts";
 import { run, until } from "./lab/process.ts";
 
 setDefaultTimeout(180_000);
@@ -26,7 +26,7 @@ beforeAll(async () => {
   await cluster.ready();
   await cluster.kubectl`apply -f test/web.yaml`;
   pods = await cluster.pods("app=web");
-  await settle(await ways(cluster, pods), pods);
+  await settle(await paths(cluster, pods), pods);
 });
 afterAll(() => cluster[Symbol.asyncDispose]());
 

@@ -2,25 +2,27 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { gatePath } from "../src/plan/cni.ts";
+import { AgentDaemonSet } from "./lab/cluster/agentdaemonset.ts";
 import type { ApiObject } from "./lab/cluster/api.ts";
 import { Cluster, ClusterPod, isReady, type PodObject } from "./lab/cluster/cluster.ts";
 import { Pod } from "./lab/cluster/pod.ts";
 import type { SandboxAttempt } from "./lab/cluster/sandboxes.ts";
 import { Capture } from "./lab/probe/capture.ts";
-import { reachability, settle, unreached, ways } from "./lab/probe/reachability.ts";
+import { paths, reachability, settle, unreached } from "./lab/probe/reachability.ts";
 import { until } from "./lab/process.ts";
 
 setDefaultTimeout(120_000);
 
-const daemonSet = "/apis/apps/v1/namespaces/kube-system/daemonsets/wigglenet";
 const netAdmin = 1n << 12n;
 
 let cluster: Cluster;
+let agents: AgentDaemonSet;
 let pods: ClusterPod[];
 
 beforeAll(async () => {
   const begin = performance.now();
   cluster = await Cluster.start({ nodes: 3, proxyModes: ["nftables", "nftables", "iptables"] });
+  agents = new AgentDaemonSet(cluster);
   console.log(`control plane and three nodes: ${((performance.now() - begin) / 1000).toFixed(1)} s`);
 });
 
@@ -46,7 +48,7 @@ test("kubectl apply makes nodes Ready within 5 s of the agent's start", async ()
     { timeout: 30_000 },
   );
   const took = await Promise.all(
-    cluster.nodes.map(async ({ name }) => readyAt.get(name)! - Date.parse((await agentLog(name))[0]!.time)),
+    cluster.nodes.map(async ({ name }) => readyAt.get(name)! - Date.parse((await agents.log(name))[0]!.time)),
   );
   console.log(`agent's start to Ready: ${took.join(", ")} ms`);
   expect(Math.max(...took)).toBeLessThan(5000);
@@ -86,7 +88,7 @@ test("a new pod's first IPv6 connection works within 200 ms of its CNI ADD", asy
 describe("the agent's container", () => {
   test("has one capability, a read-only root, no shell, and the memory that it requests", async () => {
     const node = cluster.node("n1");
-    const { pid } = await node.task((await agentPod("n1")).metadata.uid, "wigglenet");
+    const { pid } = await node.task((await agents.pod("n1")).metadata.uid, "wigglenet");
     const status = (await node.$`cat /proc/${pid}/status`).stdout;
     for (const set of ["CapPrm", "CapEff", "CapBnd"])
       expect(BigInt(`0x${new RegExp(`${set}:\\s*(\\w+)`).exec(status)![1]}`)).toBe(netAdmin);
@@ -105,8 +107,8 @@ describe("the agent's container", () => {
 
   test("tables of iptables-legacy, which it may not read, are named and keep nothing from working", async () => {
     await cluster.node("n2").$`iptables-legacy -N FOREIGN`;
-    await restartAgent("n2");
-    const lines = await inSync("n2");
+    await agents.restart("n2");
+    const lines = await agents.inSync("n2");
     expect(
       lines.filter((line) => /^the tables of iptables-legacy are in use and cannot be read/.test(line.msg)),
     ).toHaveLength(1);
@@ -117,15 +119,15 @@ describe("the agent's container", () => {
   test("gone and back, and then without NET_ADMIN, it leaves the data path as it is", async () => {
     const [from, to] = [on("n1"), on("n2")];
     await using stream = await from.place.stream({ protocol: "udp", address: to.addresses.ipv6! });
-    await patchDaemonSet({ updateStrategy: { type: "OnDelete", rollingUpdate: null } });
-    await restartAgent("n1");
-    await inSync("n1");
+    await agents.patch({ updateStrategy: { type: "OnDelete", rollingUpdate: null } });
+    await agents.restart("n1");
+    await agents.inSync("n1");
 
-    expect(await failure("n1", withCapabilities([]))).toContain("the capability NET_ADMIN is missing");
+    expect(await agents.failure("n1", withCapabilities([]))).toContain("the capability NET_ADMIN is missing");
 
-    await patchContainer(withCapabilities(["NET_ADMIN"]));
-    await restartAgent("n1");
-    await inSync("n1");
+    await agents.patchContainer(withCapabilities(["NET_ADMIN"]));
+    await agents.restart("n1");
+    await agents.inSync("n1");
     expect(await stream.stop()).toMatchObject({ lost: 0 });
   });
 });
@@ -165,7 +167,7 @@ test("with the agent held back after a reboot no pod starts, and each starts at 
     matchExpressions: [{ key: "kubernetes.io/hostname", operator: "NotIn", values: ["n3"] }],
   };
   const required = { requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: [elsewhere] } };
-  await patchDaemonSet({ template: { spec: { affinity: { nodeAffinity: required } } } });
+  await agents.patch({ template: { spec: { affinity: { nodeAffinity: required } } } });
   const since = new Date();
   await node.powerOn();
   for (const name of held) await cluster.api.create(heldPod(name));
@@ -184,8 +186,8 @@ test("with the agent held back after a reboot no pod starts, and each starts at 
   expect((await node.tasks()).size).toBe(0);
   expect(await leftovers("n3")).toEqual([]);
 
-  await patchDaemonSet({ template: { spec: { affinity: null } } });
-  const lines = await inSync("n3");
+  await agents.patch({ template: { spec: { affinity: null } } });
+  const lines = await agents.inSync("n3");
   const inSyncAt = Date.parse(lines.find((line) => line.msg === "in sync")!.time);
   const started = await until(
     "the pods to run",
@@ -229,10 +231,10 @@ test("without a wireguard-go of the node the agent runs one, given the device an
   const node = cluster.node("n3");
   await node.stopService("wireguard-go");
   await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/userspace.yaml`;
-  await patchContainer({ env: [{ name: "WIREGUARD", value: "userspace" }] });
-  await restartAgent("n3");
-  await inSync("n3");
-  const { pid } = await node.task((await agentPod("n3")).metadata.uid, "wigglenet");
+  await agents.patchContainer({ env: [{ name: "WIREGUARD", value: "userspace" }] });
+  await agents.restart("n3");
+  await agents.inSync("n3");
+  const { pid } = await node.task((await agents.pod("n3")).metadata.uid, "wigglenet");
   expect((await node.$`pgrep -x wireguard-go -P ${pid}`).stdout).not.toBe("");
   expect((await node.$`cat /proc/${pid}/status`).stdout).toMatch(/CapBnd:\s*0*1000$/m);
   expect(await allUnreached()).toEqual([]);
@@ -243,17 +245,19 @@ test("iptables-legacy needs the rights of deploy/iptables.yaml, each of them", a
   // as kubelet makes it on a host whose iptables is that one
   await node.$`iptables-legacy -t mangle -N KUBE-IPTABLES-HINT`;
   await cluster.kubectl`-n kube-system patch daemonset wigglenet --patch-file deploy/iptables.yaml`;
-  await patchContainer({ env: [{ name: "FIREWALL_BACKEND", value: "iptables" }] });
-  await restartAgent("n2");
-  await inSync("n2");
+  await agents.patchContainer({ env: [{ name: "FIREWALL_BACKEND", value: "iptables" }] });
+  await agents.restart("n2");
+  await agents.inSync("n2");
   expect((await node.$`iptables-legacy -S`).stdout).toContain("WIGGLENET-");
   expect(await allUnreached()).toEqual([]);
 
-  expect(await failure("n2", withCapabilities(["NET_RAW"]))).toContain("the capability NET_ADMIN is missing");
-  expect(await failure("n2", withCapabilities(["NET_ADMIN"]))).toContain("Permission denied");
+  expect(await agents.failure("n2", withCapabilities(["NET_RAW"]))).toContain(
+    "the capability NET_ADMIN is missing",
+  );
+  expect(await agents.failure("n2", withCapabilities(["NET_ADMIN"]))).toContain("Permission denied");
   const noLock = { $patch: "delete", mountPath: "/run/xtables.lock" };
   expect(
-    await failure("n2", { ...withCapabilities(["NET_ADMIN", "NET_RAW"]), volumeMounts: [noLock] }),
+    await agents.failure("n2", { ...withCapabilities(["NET_ADMIN", "NET_RAW"]), volumeMounts: [noLock] }),
   ).toContain("xtables.lock");
 });
 
@@ -292,7 +296,7 @@ async function leftovers(node: string): Promise<string[]> {
 }
 
 async function allUnreached(): Promise<string[]> {
-  const all = await ways(cluster, pods);
+  const all = await paths(cluster, pods);
   await settle(all, pods);
   return unreached(await reachability(all));
 }
@@ -331,66 +335,4 @@ async function podOn(name: string, since: Date): Promise<ClusterPod> {
   return await ClusterPod.enter(cluster.node(name), pod);
 }
 
-async function agentPods(node: string): Promise<PodObject[]> {
-  const path = `/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io/name%3Dwigglenet&fieldSelector=spec.nodeName%3D${node}`;
-  return (await cluster.api.list<PodObject>(path)).filter(({ metadata }) => !metadata.deletionTimestamp);
-}
-
-async function agentPod(node: string): Promise<PodObject> {
-  return await until(`an agent on ${node}`, async () => (await agentPods(node)).find((pod) => isReady(pod)));
-}
-
-interface LogLine {
-  time: string;
-  msg: string;
-}
-
-async function agentLog(node: string): Promise<LogLine[]> {
-  const { metadata } = await agentPod(node);
-  const log = await cluster.kubectl`-n kube-system logs ${metadata.name}`;
-  return log.stdout
-    .split("\n")
-    .flatMap((line) => (line.startsWith("{") ? [JSON.parse(line) as LogLine] : []));
-}
-
-/** Waits until a node's agent says that it is in sync; what it has said until then. */
-const inSync = (node: string) =>
-  until(`the agent of ${node} to be in sync`, async () => {
-    const lines = await agentLog(node);
-    return lines.some((line) => line.msg === "in sync") && lines;
-  });
-
-function patchDaemonSet(spec: object): Promise<ApiObject> {
-  return cluster.api.request("PATCH", daemonSet, { spec }, "application/strategic-merge-patch+json");
-}
-
-/** Changes what the agent's container is given. */
-function patchContainer(change: object): Promise<ApiObject> {
-  return patchDaemonSet({ template: { spec: { containers: [{ name: "wigglenet", ...change }] } } });
-}
-
-/** What an agent whose container is changed says when it fails. */
-async function failure(node: string, change: object): Promise<string> {
-  await patchContainer(change);
-  const before = await restartAgent(node);
-  const failed = await until("the agent to fail", async () => {
-    const [pod] = (await agentPods(node)).filter(({ metadata }) => metadata.uid !== before);
-    if (!pod) return undefined;
-    const log = await cluster.kubectl({ nothrow: true })`-n kube-system logs ${pod.metadata.name}`;
-    expect(log.stdout).not.toContain('"in sync"');
-    expect(isReady(pod)).toBe(false);
-    const lines = log.stdout.split("\n").filter((line) => /"failed|^wigglenet:|^ {2}/.test(line));
-    return lines.length > 0 && lines.join("\n");
-  });
-  console.log(`${JSON.stringify(change)}: ${failed}`);
-  return failed;
-}
-
 const withCapabilities = (add: string[]) => ({ securityContext: { capabilities: { drop: ["ALL"], add } } });
-
-/** Deletes a node's agent, whether it is well or not; its uid. */
-async function restartAgent(node: string): Promise<string> {
-  const { metadata } = await until(`an agent on ${node}`, async () => (await agentPods(node))[0]);
-  await cluster.kubectl`-n kube-system delete pod ${metadata.name}`;
-  return metadata.uid;
-}

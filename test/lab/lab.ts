@@ -22,7 +22,7 @@ import { families as bothFamilies, type Family } from "../../src/net/address.ts"
 import { repository } from "./cache.ts";
 import { objectsOf } from "./cluster/api.ts";
 import { ControlPlane, type ControlPlaneAccess } from "./cluster/controlplane.ts";
-import { type Ground, LightNode, type LightNodeOptions, type Wireguard } from "./cluster/lightnode.ts";
+import { type LabContext, LightNode, type LightNodeOptions, type Wireguard } from "./cluster/lightnode.ts";
 import type { PacketOptions, Protocol, Reached, Stream } from "./cluster/place.ts";
 import { Pod } from "./cluster/pod.ts";
 import type { Host } from "./kernel/namespace.ts";
@@ -77,16 +77,16 @@ export class Lab implements AsyncDisposable {
   readonly underlay: Underlay;
   readonly nodes: LightNode[] = [];
   /** How long the parts took to start, ms: control plane and empty nodes, then agents to their CNI files. */
-  readonly startedIn = { ground: 0, agents: 0 };
-  readonly #ground: Ground;
+  readonly startedIn = { nodes: 0, agents: 0 };
+  readonly #context: LabContext;
   readonly #options: LabOptions;
   readonly #started: Promise<ControlPlane>;
   #controlPlane: ControlPlane | undefined;
   #lastIndex = 0;
 
-  private constructor(ground: Ground, options: LabOptions, started: Promise<ControlPlane>) {
-    this.underlay = ground.underlay;
-    this.#ground = ground;
+  private constructor(context: LabContext, options: LabOptions, started: Promise<ControlPlane>) {
+    this.underlay = context.underlay;
+    this.#context = context;
     this.#options = options;
     this.#started = started;
   }
@@ -114,9 +114,9 @@ export class Lab implements AsyncDisposable {
     const [controlPlane] = await Promise.all([started, ...lab.nodes.map((node) => node.boot())]);
     lab.#controlPlane = controlPlane;
     await Promise.all(lab.nodes.map((node) => node.join(controlPlane)));
-    lab.startedIn.ground = performance.now() - begin;
+    lab.startedIn.nodes = performance.now() - begin;
     if (agents) await lab.startAgents();
-    lab.startedIn.agents = performance.now() - begin - lab.startedIn.ground;
+    lab.startedIn.agents = performance.now() - begin - lab.startedIn.nodes;
     parts.move();
     return lab;
   }
@@ -241,7 +241,7 @@ export class Lab implements AsyncDisposable {
     const podCIDRs = controlPlane && Object.values(pick(families, podCIDRsOf(index - 1)));
     const options = { ...(podCIDRs && { podCIDRs }), ...this.#options.node, ...spec };
     const addresses = pick(this.#options.underlay ?? "dual", both);
-    const node = new LightNode(spec.name ?? `n${index}`, addresses, this.#ground, options);
+    const node = new LightNode(spec.name ?? `n${index}`, addresses, this.#context, options);
     this.nodes.push(node);
     return node;
   }

@@ -38,7 +38,7 @@ export interface LightNodeOptions extends Omit<LinkOptions, "addresses"> {
 export type Wireguard = "kernel" | "service" | "child";
 
 /** What all of a lab's light nodes have in common. */
-export interface Ground {
+export interface LabContext {
   underlay: Underlay;
   /** Of pods. */
   families: Family[];
@@ -56,7 +56,7 @@ export class LightNode implements Host, AsyncDisposable {
   readonly name: string;
   readonly options: LightNodeOptions;
   readonly pods = new Map<string, Pod>();
-  readonly #ground: Ground;
+  readonly #lab: LabContext;
   #addresses: Addresses;
   #joined: ControlPlane | undefined;
   #namespace: Namespace | undefined;
@@ -65,10 +65,10 @@ export class LightNode implements Host, AsyncDisposable {
   #agent: Service | undefined;
   #agentLogFrom = 0;
 
-  constructor(name: string, addresses: Addresses, ground: Ground, options: LightNodeOptions) {
+  constructor(name: string, addresses: Addresses, lab: LabContext, options: LightNodeOptions) {
     this.name = name;
     this.#addresses = addresses;
-    this.#ground = ground;
+    this.#lab = lab;
     this.options = options;
   }
 
@@ -78,9 +78,7 @@ export class LightNode implements Host, AsyncDisposable {
 
   get podFamilies(): Family[] {
     const env = this.agentEnv();
-    return this.#ground.families.filter(
-      (family) => env[`POD_CIDR_SOURCE_${family.toUpperCase()}`] !== "none",
-    );
+    return this.#lab.families.filter((family) => env[`POD_CIDR_SOURCE_${family.toUpperCase()}`] !== "none");
   }
 
   get place(): Place {
@@ -108,7 +106,7 @@ export class LightNode implements Host, AsyncDisposable {
 
   /** Switches it on: nothing runs but WireGuard, if that is a service of the node. */
   async boot(): Promise<void> {
-    const { underlay } = this.#ground;
+    const { underlay } = this.#lab;
     const disk = `${underlay.dir}/nodes/${this.name}`;
     mkdirSync(disk, { recursive: true });
     const flags = "--net --mount --pid --uts --fork --kill-child --propagation private".split(" ");
@@ -127,7 +125,7 @@ export class LightNode implements Host, AsyncDisposable {
     });
     this.#namespace = new Namespace(this.name, place, pid, true);
     await underlay.attach(this.name, this.#namespace, { ...this.options, addresses: this.#addresses });
-    if (this.#ground.wireguard === "service") await this.startWireguard();
+    if (this.#lab.wireguard === "service") await this.startWireguard();
   }
 
   /** Makes the Node object and the agent's credentials. */
@@ -176,7 +174,7 @@ export class LightNode implements Host, AsyncDisposable {
 
   /** Gives the node other addresses, on its link and in its status. */
   async readdress(to: Addresses): Promise<void> {
-    await this.#ground.underlay.readdress(this.namespace, this.#addresses, to);
+    await this.#lab.underlay.readdress(this.namespace, this.#addresses, to);
     this.#addresses = to;
     await this.publishAddresses();
   }
@@ -242,20 +240,20 @@ export class LightNode implements Host, AsyncDisposable {
 
   /** What the agent is started with. */
   agentEnv(env: Record<string, string> = {}): Record<string, string> {
-    const wireguard = this.#ground.wireguard === "kernel" ? "kernel" : "userspace";
+    const wireguard = this.#lab.wireguard === "kernel" ? "kernel" : "userspace";
     return {
       PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
       NODE_NAME: this.name,
       KUBECONFIG: `${credentials}/kubeconfig`,
       WIREGUARD: wireguard,
-      ...this.#ground.env,
+      ...this.#lab.env,
       ...this.options.env,
       ...env,
     };
   }
 
   /** Starts the agent, the lab's or another executable; does not wait for anything that it does. */
-  startAgent(env: Record<string, string> = {}, binary = this.#ground.binary): void {
+  startAgent(env: Record<string, string> = {}, binary = this.#lab.binary): void {
     if (this.#agent?.running) throw new Error(`the agent of ${this.name} runs already`);
     const log = this.#log("agent");
     this.#agentLogFrom = existsSync(log) ? lstatSync(log).size : 0;
@@ -345,7 +343,7 @@ export class LightNode implements Host, AsyncDisposable {
 
   /** Power cut: every process, pod, link and file under /run is gone; the disk stays. */
   async powerCut(): Promise<void> {
-    await this.#ground.underlay.detach(this.name);
+    await this.#lab.underlay.detach(this.name);
     await this[Symbol.asyncDispose]();
   }
 
@@ -363,7 +361,7 @@ export class LightNode implements Host, AsyncDisposable {
   }
 
   #log(name: string): string {
-    return `${this.#ground.underlay.dir}/log/${this.name}-${name}.log`;
+    return `${this.#lab.underlay.dir}/log/${this.name}-${name}.log`;
   }
 
   #start(name: string, argv: string[], env: Record<string, string>): Service {

@@ -6,7 +6,7 @@ import type { Addresses, Host } from "../kernel/namespace.ts";
 import { until } from "../process.ts";
 
 /** What is tried between two ends. */
-export interface Way {
+export interface Path {
   /** Such as "pod → pod on another node". */
   kind: string;
   from: Host;
@@ -17,7 +17,7 @@ export interface Way {
   families: readonly Family[];
 }
 
-export interface Outcome extends Way {
+export interface Outcome extends Path {
   family: Family;
   protocol: Protocol;
   /** Round trip (tcp: with the connection's start), ms; undefined if nothing came back. */
@@ -29,8 +29,8 @@ export interface Outcome extends Way {
 const echo = 7;
 const nodePort = 30007;
 
-/** Every way between pods of a Service's Deployment, nodes, the Service and `outside`. */
-export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"): Promise<Way[]> {
+/** Every path between pods of a Service's Deployment, nodes, the Service and `outside`. */
+export async function paths(cluster: Cluster, pods: ClusterPod[], service = "web"): Promise<Path[]> {
   const { nodes, outside, families } = cluster;
   const { clusterIPs } = await cluster.service(service);
   const clusterIp = { name: `service ${service}`, addresses: byFamily(clusterIPs) };
@@ -62,7 +62,7 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
         protocols: behindProxy,
       })),
     ),
-  ].map((way) => ({ ...way, families }));
+  ].map((path) => ({ ...path, families }));
 }
 
 /**
@@ -71,7 +71,7 @@ export async function ways(cluster: Cluster, pods: ClusterPod[], service = "web"
  * rule where everything is tried at once. And one that was rebooted has to begin: to the others the old session is
  * good for 15 s more.
  */
-export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
+export async function settle(paths: Path[], pods: ClusterPod[]): Promise<void> {
   for (const from of pods) {
     for (const to of pods.filter((pod) => pod !== from)) {
       const address = to.addresses.ipv4 ?? to.addresses.ipv6;
@@ -79,7 +79,7 @@ export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
     }
   }
   let still: string[] = [];
-  const proxied = ways.filter(({ kind }) => /^(node → ClusterIP|outside → NodePort)$/.test(kind));
+  const proxied = paths.filter(({ kind }) => /^(node → ClusterIP|outside → NodePort)$/.test(kind));
   const known = async () => {
     still = unreached(await reachability(proxied, 200));
     return still.length === 0;
@@ -90,30 +90,24 @@ export async function settle(ways: Way[], pods: ClusterPod[]): Promise<void> {
   }).catch(() => {});
 }
 
-/** Tries all of them by each of their families; those from one place one after the other. */
-export async function reachability(ways: Way[], timeout = 2000): Promise<Outcome[]> {
-  const bySource = Map.groupBy(ways, ({ from }) => from);
-  const outcomes = [...bySource.values()].map(async (ways) => {
-    const results: Outcome[] = [];
-    for (const way of ways)
-      for (const family of way.families) results.push(...(await tryOut(way, family, timeout)));
-    return results;
-  });
-  return (await Promise.all(outcomes)).flat();
+/** Tries all of them at once, by each of their families. */
+export async function reachability(paths: Path[], timeout = 2000): Promise<Outcome[]> {
+  const tries = paths.flatMap((path) => path.families.map((family) => tryOut(path, family, timeout)));
+  return (await Promise.all(tries)).flat();
 }
 
-async function tryOut(way: Way, family: Family, timeout: number): Promise<Outcome[]> {
-  const address = way.to.addresses[family];
-  const lacking = [way.from, way.to].find(({ addresses }) => !addresses[family]);
+async function tryOut(path: Path, family: Family, timeout: number): Promise<Outcome[]> {
+  const address = path.to.addresses[family];
+  const lacking = [path.from, path.to].find(({ addresses }) => !addresses[family]);
   return await Promise.all(
-    way.protocols.map(async (protocol) => {
+    path.protocols.map(async (protocol) => {
       const reached: Reached =
         address && !lacking
-          ? await way.from.place.reach({ protocol, address, port: way.port ?? echo, timeout })
+          ? await path.from.place.reach({ protocol, address, port: path.port ?? echo, timeout })
           : { ok: false, reason: `${lacking?.name} has no address` };
       return reached.ok
-        ? { ...way, family, protocol, ms: reached.ms, detail: reached.seen }
-        : { ...way, family, protocol, ms: undefined, detail: reached.reason };
+        ? { ...path, family, protocol, ms: reached.ms, detail: reached.seen }
+        : { ...path, family, protocol, ms: undefined, detail: reached.reason };
     }),
   );
 }
