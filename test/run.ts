@@ -48,10 +48,13 @@ const results = [
       [
         { name: "release", files: ["test/release.test.ts"] },
         // What needs more of a control plane than its address.
-        { name: "control plane", files: ["test/lab", "test/manifests-server.test.ts"] },
+        { name: "control plane", files: ["test/lab"] },
         { name: "light nodes 1", files: lightNodes.slice(0, half), controlPlane: one },
       ],
-      [{ name: "whole nodes", files: [...glob("test/wholenode*.test.ts"), "test/demo.test.ts"] }],
+      [
+        { name: "whole nodes", files: [...glob("test/wholenode*.test.ts"), "test/demo.test.ts"] },
+        { name: "manifests", files: ["test/manifests-server.test.ts"] },
+      ],
       [
         // Which wait most of their time.
         {

@@ -18,7 +18,7 @@ const guests: Guest[][] = [
         { files: [...new Bun.Glob("test/overlay*.test.ts").scanSync(repository)].sort(), only: "" },
         { files: ["test/upgrade.test.ts"], only: "to the next version and back" },
         { files: ["test/churn.test.ts"], only: "killed twenty times" },
-        { files: ["test/vm-ipvs.test.ts"], only: "" },
+        { files: ["test/edges.test.ts"], only: "behind a port of the node" },
       ],
     },
   ],
@@ -26,7 +26,7 @@ const guests: Guest[][] = [
     {
       runs: [
         { files: ["test/flowtable.test.ts"], only: "" },
-        { files: ["test/edges.test.ts"], only: "behind a port of the node" },
+        { files: ["test/vm-ipvs.test.ts"], only: "" },
         { files: ["test/vm-systemd.test.ts"], only: "" },
       ],
     },
