@@ -1,29 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { compileExpression, type ExpressionInput } from "./expression.ts";
-
-/** A cloud server with a routed /64, as `ip addr` has it: host bits, link-local addresses, a link without any. */
-const input: ExpressionInput = {
-  interfaces: {
-    lo: ["127.0.0.1/8", "::1/128"],
-    eth0: ["192.0.2.5/24", "2001:db8:1::5/64", "fe80::5/64"],
-    eth1: ["10.3.0.7/16", "fd00:3::7/48"],
-    dummy0: [],
-  },
-  node: {
-    name: "worker-7",
-    labels: { index: "7", "topology.kubernetes.io/zone": "b", empty: "", binary: "0b1" },
-    annotations: {
-      "example.com/pods": "2001:db8:7::/80",
-      "example.com/list": "10.7.0.0/24,2001:db8:7::/80",
-      "example.com/none": "?",
-    },
-  },
-};
-
-function evaluate(source: string): string[] {
-  return compileExpression(source).evaluate(input);
-}
+import { evaluate, input } from "../fixtures/expression.ts";
+import { compileExpression } from "./expression.ts";
 
 function messageOf(call: () => unknown): string {
   try {
