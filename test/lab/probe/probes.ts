@@ -5,9 +5,9 @@ import type { Host } from "../kernel/namespace.ts";
 import { patience } from "../process.ts";
 
 /**
- * Streams both ways between each two places, by both families and by UDP and TCP, 400 packets a second in all: more,
- * and the socket of a wireguard-go that has to wait for the processor overflows. In a virtual machine, where all else
- * takes longer too, as many fewer: 400 fill its processor, and agents got next to none of it.
+ * Streams both ways between each two places, by both families and by UDP and TCP: 400 packets a second in all, which
+ * wireguard-go carries on a busy machine, too. In a virtual machine there are fewer: 400 fill its processor, and agents
+ * got next to none of it.
  */
 export async function probes(...pairs: [Host, Host][]): Promise<{ lost(): Promise<string[]> }> {
   const rate = Math.ceil(50 / pairs.length / patience);
