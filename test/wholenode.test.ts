@@ -152,10 +152,10 @@ test("a node powered off and on comes back by itself, the same peer as before", 
 });
 
 /**
- * Milliseconds between two attempts of kubelet to start a pod: after one that failed it backs off for 10 s and a random half
- * of them, and looks once a second which pods are due. Nothing that an agent may do has it try earlier.
+ * Milliseconds between two attempts of kubelet to start a pod. After one that failed it backs off for 10 s and a random half
+ * of them, looks once a second which pods are due, and prepares the pod. Nothing that an agent may do has it try earlier.
  */
-const kubeletRetry = 16_000;
+const kubeletRetry = 17_000;
 /** Milliseconds that a pod takes from an attempt that succeeds to its first container. */
 const podStart = 3_000;
 
@@ -191,9 +191,10 @@ test("with the agent held back after a reboot no pod starts, and each starts at 
   const inSyncAt = Date.parse(lines.find((line) => line.msg === "in sync")!.time);
   const started = await until(
     "the pods to run",
-    () => {
-      const attempts = held.map((name) => node.sandboxAttempts(name, since));
-      return attempts.every((each) => !Number.isNaN(each.at(-1)!.running)) && attempts;
+    async () => {
+      const path = "/api/v1/namespaces/default/pods?labelSelector=app%3Dheld";
+      const known = (await cluster.api.list<PodObject>(path)).every((pod) => startedAt(pod) > 0);
+      return known && held.map((name) => node.sandboxAttempts(name, since));
     },
     { timeout: 30_000 },
   );
