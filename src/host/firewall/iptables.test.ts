@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { nodeReader } from "../executor.ts";
+import { command } from "../command.ts";
+import { nodeReader, type Reader } from "../executor.ts";
 import listedSet from "../recorded/ipset-remote-ipv4.txt";
 import listedLegacy from "../recorded/iptables-legacy-filter.txt";
 import listedNft from "../recorded/iptables-nft-filter.txt";
@@ -310,4 +311,27 @@ test("without the programs there is nothing of ours: nftables needs neither", as
   } finally {
     process.env.PATH = path;
   }
+});
+
+test("the reason why nothing can be read is the same each time, whichever program fails first", async () => {
+  const reader = (delay: (argv: readonly string[]) => number) =>
+    ({
+      $: async (pieces, ...words): Promise<string> => {
+        const { argv } = command(pieces, ...words);
+        await Bun.sleep(delay(argv));
+        throw new Error(`${argv.join(" ")}: Permission denied`);
+      },
+    }) as Reader;
+  const reason = (delay: (argv: readonly string[]) => number) =>
+    observeChains(reader(delay), "legacy").then(
+      () => "none",
+      ({ message }: Error) => message,
+    );
+  const reasons = [
+    await reason(([program]) => (program?.startsWith("ip6") ? 0 : 5)),
+    await reason(([program]) => (program?.startsWith("ip6") ? 5 : 0)),
+    await reason((argv) => (argv.includes("filter") ? 0 : 5)),
+  ];
+  expect(reasons).toEqual(reasons.map(() => expect.stringMatching(/^iptables-legacy .*Permission denied$/)));
+  expect(new Set(reasons).size).toBe(1);
 });
