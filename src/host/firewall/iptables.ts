@@ -141,7 +141,9 @@ export async function observeChains(
   const asked = families.flatMap((family) =>
     everyPlace.map(({ table, chain, parent }) => look(family, table, chain, parent)),
   );
-  await Promise.all(asked);
+  // Which of them fails first differs from time to time: a reason that changes would be told again.
+  const failed = (await Promise.allSettled(asked)).find((each) => each.status === "rejected");
+  if (failed) throw failed.reason;
   return result;
 }
 
