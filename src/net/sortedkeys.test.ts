@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { compareAddresses } from "./address.ts";
-import { sortedKeys } from "./sortedkeys.ts";
+import { differences, sortedKeys } from "./sortedkeys.ts";
 import { Table } from "./table.ts";
 
 test("the keys are sorted after any changes, and the same list where there was none", () => {
@@ -11,6 +11,7 @@ test("the keys are sorted after any changes, and the same list where there was n
   fc.assert(
     fc.property(fc.array(fc.array(fc.tuple(key, fc.boolean()), { maxLength: 9 })), (steps) => {
       const table = new Table<true>();
+      let before: string[] = [];
       for (const step of steps) {
         for (const [each, comes] of step)
           if (comes) table.set(each, true);
@@ -18,6 +19,11 @@ test("the keys are sorted after any changes, and the same list where there was n
         const list = sortedKeys(table);
         expect(list).toEqual([...table.keys()].sort(compareAddresses));
         expect(sortedKeys(table)).toBe(list);
+        const [had, has] = [new Set(before), new Set(list)];
+        const { added, removed } = differences(before, list);
+        expect(added).toEqual(list.filter((each) => !had.has(each)));
+        expect(removed).toEqual(before.filter((each) => !has.has(each)));
+        before = list;
       }
     }),
   );

@@ -37,3 +37,25 @@ function merge(many: readonly string[], few: readonly string[]): string[] {
   for (; from < many.length; from += 1) result.push(many[from]!);
   return result;
 }
+
+/**
+ * What one sorted list has more than another, each way. What stays costs a glance, if it is the very same strings.
+ */
+export function differences(
+  before: readonly string[],
+  after: readonly string[],
+): { added: string[]; removed: string[] } {
+  const added: string[] = [];
+  const removed: string[] = [];
+  let [from, to] = [0, 0];
+  while (from < before.length || to < after.length) {
+    const [old, now] = [before[from], after[to]];
+    const order =
+      old === now ? 0 : old === undefined ? 1 : now === undefined ? -1 : compareAddresses(old, now);
+    if (order < 0) removed.push(old!);
+    if (order > 0) added.push(now!);
+    if (order <= 0) from += 1;
+    if (order >= 0) to += 1;
+  }
+  return { added, removed };
+}

@@ -1,5 +1,6 @@
 /** The firewall as the nftables table `inet wigglenet`. No other table is read or touched. */
 import { type Family, families, familyOf } from "../../net/address.ts";
+import { differences } from "../../net/sortedkeys.ts";
 import type { Chain, Firewall, Hook, Rule, Transfer } from "../../plan/firewall/model.ts";
 import { type Command, command } from "../command.ts";
 import { editsOf } from "./edits.ts";
@@ -60,6 +61,8 @@ export function ruleset({ chains, sets, kinds, maps, devices }: Firewall): Rules
 }
 
 const written = new WeakMap<readonly string[], Record<Family, string[]>>();
+/** Lists that are sorted; what nft lists is not. */
+const inOrder = new WeakSet<readonly string[]>();
 
 /** A family's members of a set as they are listed. The same list of members gives the same lists. */
 export function elementsOf(members: readonly string[], family: Family): string[] {
@@ -68,6 +71,7 @@ export function elementsOf(members: readonly string[], family: Family): string[]
     elements = { ipv4: [], ipv6: [] };
     for (const value of members) elements[familyOf(value)].push(bare(value));
     written.set(members, elements);
+    for (const family of families) inOrder.add(elements[family]);
   }
   return elements[family];
 }
@@ -195,11 +199,8 @@ export const removal = command`nft delete table inet ${table}`;
 
 function setLines(kind: "set" | "map", name: string, wanted: NftSet, present: NftSet | undefined): string[] {
   if (wanted.elements === present?.elements) return [];
-  const had = new Set(present?.elements);
-  const wants = new Set(wanted.elements);
-  const added = wanted.elements.filter((value) => !had.has(value));
   // An interval set takes no prefix that overlaps one it has: what goes, goes first, in the same transaction.
-  const goes = present?.elements.some((value) => !wants.has(value)) ?? false;
+  const { added, goes } = elementChanges(present?.elements ?? [], wanted.elements);
   const elements = goes ? wanted.elements : added;
   const list = elements.length > 0 ? ` elements = { ${elements.join(", ")} };` : "";
   return [
@@ -208,6 +209,21 @@ function setLines(kind: "set" | "map", name: string, wanted: NftSet, present: Nf
       ? [`add ${kind} ${on} ${name} { ${wanted.spec};${list} }`]
       : []),
   ];
+}
+
+function elementChanges(
+  present: readonly string[],
+  wanted: readonly string[],
+): { added: readonly string[]; goes: boolean } {
+  if (inOrder.has(present) && inOrder.has(wanted)) {
+    const { added, removed } = differences(present, wanted);
+    return { added, goes: removed.length > 0 };
+  }
+  const [had, wants] = [new Set(present), new Set(wanted)];
+  return {
+    added: wanted.filter((value) => !had.has(value)),
+    goes: present.some((value) => !wants.has(value)),
+  };
 }
 
 function ruleLines(chain: string, wanted: readonly NftRule[], present: readonly ObservedRule[]): string[] {
@@ -238,10 +254,8 @@ function ruleLines(chain: string, wanted: readonly NftRule[], present: readonly 
 function reviewed(desired: Ruleset, { flowtables, sets, chains }: ObservedRuleset): boolean {
   if (Object.keys(desired.flowtables).every((name) => flowtables[name] === undefined)) return false;
   const nodesCame = families.some((family) => {
-    const [present, wanted] = [sets, desired.sets].map((all) => all[`nodes-${family}`]?.elements);
-    if (present === wanted) return false;
-    const had = new Set(present);
-    return wanted?.some((address) => !had.has(address));
+    const [present, wanted] = [sets, desired.sets].map((all) => all[`nodes-${family}`]?.elements ?? []);
+    return present !== wanted && elementChanges(present!, wanted!).added.length > 0;
   });
   return (
     nodesCame ||
@@ -286,5 +300,6 @@ export function settledRuleset(desired: Ruleset, before?: ObservedRuleset): Obse
 
 /** As nft and ipset list it: a prefix of one address without its length. */
 export function bare(prefix: string): string {
-  return prefix.replace(/^([\d.]+)\/32$|^(.+:.*)\/128$/, "$1$2");
+  const length = prefix.includes(":") ? "/128" : "/32";
+  return prefix.endsWith(length) ? prefix.slice(0, -length.length) : prefix;
 }

@@ -1,5 +1,6 @@
 /** The firewall as a resource of the node, by whichever backend. */
 import type { Config } from "../../config/config.ts";
+import { differences } from "../../net/sortedkeys.ts";
 import { type Firewall, listed, type PlannedFirewall } from "../../plan/firewall/model.ts";
 import { retainElements } from "../../plan/retained.ts";
 import type { Findings } from "../../report/findings.ts";
@@ -56,21 +57,34 @@ export class HostFirewall implements Resource<DesiredFirewall> {
     if (!["firewall", "drift", "resync"].includes(reason)) return;
     this.#before = this.#observed ?? this.#before;
     this.#observed = undefined;
+    this.#settled = undefined;
   }
 
   /** All of it, but no node is reached by a tunnel that is not there yet. */
   async guard({ firewall, whole }: DesiredFirewall): Promise<void> {
     const wanted = listed(firewall);
     if (this.#isSettled(wanted, whole)) return;
-    const { backend, observed } = await this.#look();
-    const present = new Set(elementsIn(backend, observed, "nodes"));
-    const nodes = wanted.sets.nodes.filter((address) => present.has(address));
+    const added = new Set(await this.#newNodes(wanted));
+    if (added.size === 0) return await this.#change(wanted, whole);
+    const nodes = wanted.sets.nodes.filter((address) => !added.has(address));
     await this.#apply({ ...wanted, sets: { ...wanted.sets, nodes } }, whole);
+  }
+
+  /** Addresses of nodes that are not in there. */
+  async #newNodes({ sets: { nodes } }: Firewall): Promise<string[]> {
+    const { backend, observed } = await this.#look();
+    if (this.#settled !== undefined) return differences(this.#settled.sets.nodes, nodes).added;
+    const present = new Set(elementsIn(backend, observed, "nodes"));
+    return nodes.filter((address) => !present.has(address));
   }
 
   async add({ firewall, whole }: DesiredFirewall): Promise<void> {
     const wanted = listed(firewall);
     if (this.#isSettled(wanted, whole)) return;
+    await this.#change(wanted, whole);
+  }
+
+  async #change(wanted: Firewall, whole: boolean): Promise<void> {
     await this.#apply(wanted, whole);
     this.#settled = whole ? wanted : undefined;
   }
