@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { FakeApi, type FakeNode, failure, fakeNode, until } from "./fake-api.ts";
 import { key, ours, theirs } from "./fixtures/nodes.ts";
 import { ClusterNodes } from "./nodes.ts";
@@ -111,6 +111,26 @@ describe("following the Nodes", () => {
       "n2 10.1.2.0/24 192.0.2.2",
       "n3 10.1.3.0/24 192.0.2.3",
     ]);
+  });
+
+  test("what a Node says is read again only if it says something else, or is another Node of that name", async () => {
+    await start(fakeNode("n0"), ours(1), ours(2));
+    await complete();
+    const parsed = spyOn(Buffer, "from");
+    const count = () => parsed.mock.calls.filter(([text]) => (text as unknown) === key(1)).length;
+    try {
+      // Each record that is made has its key parsed.
+      for (let beat = 0; beat < 5; beat += 1) api.put(ours(1));
+      api.put(ours(2, { podCidrs: ["10.9.0.0/24"] }));
+      await until("the last", () => kept().includes("n2 10.9.0.0/24 192.0.2.2"));
+      expect(count()).toBe(0);
+      const again = ours(1);
+      api.put({ ...again, metadata: { ...again.metadata, creationTimestamp: "2030-01-01T00:00:00Z" } });
+      await until("the other Node", () => nodes.others.get("n1")?.created === "2030-01-01T00:00:00Z");
+      expect(count()).toBe(1);
+    } finally {
+      parsed.mockRestore();
+    }
   });
 
   test("heartbeats are no change, of the own Node or of others", async () => {

@@ -60,6 +60,8 @@ export class ClusterNodes {
   #untold = false;
   readonly #grace: number;
   readonly #patience: number;
+  /** What the records were made from, by name: hardly any change of a Node is one of that. */
+  readonly #digests = new Map<string, number>();
   /** Nodes in their grace. */
   readonly #leaving = new Map<string, Timer>();
 
@@ -226,6 +228,7 @@ export class ClusterNodes {
   }
 
   #set(name: string, record: NodeRecord | undefined): void {
+    this.#digests.delete(name);
     clearTimeout(this.#leaving.get(name));
     this.#leaving.delete(name);
     const settle = () => {
@@ -245,8 +248,11 @@ export class ClusterNodes {
   }
 
   #note(item: ApiObject): void {
-    const { name, annotations } = item.metadata;
+    const { name, creationTimestamp, annotations } = item.metadata;
     if (name === this.#ownName) return;
+    const digest = digestOf([creationTimestamp, annotations]);
+    if (this.#digests.get(name) === digest) return;
+    this.#digests.delete(name);
     if (!hasAgent(annotations)) {
       this.#wholeNodes.forget(name);
       // One that had an agent may still have pods: nobody's packets to them are to leave in the clear.
@@ -255,8 +261,17 @@ export class ClusterNodes {
     } else if (saysAll(annotations)) {
       this.#wholeNodes.forget(name);
       this.#set(name, fromAnnotations(item));
+      this.#digests.set(name, digest);
     } else this.#wholeNodes.note(item);
   }
+}
+
+/** Nobody is to find another text with the same digest. */
+const seed = BigInt(crypto.getRandomValues(new Uint32Array(1))[0] ?? 0);
+
+function digestOf(values: readonly unknown[]): number {
+  // As many bits as a number takes without another object.
+  return Number(BigInt.asUintN(52, BigInt(Bun.hash(JSON.stringify(values), seed))));
 }
 
 const ours: string[] = Object.values(annotation);
