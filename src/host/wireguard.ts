@@ -8,7 +8,7 @@ import { Kept, type Reason, type Resource } from "./resource.ts";
 
 export interface ObservedPeer {
   endpoint: string | undefined;
-  allowedIps: string[];
+  allowedIps: readonly string[];
   /** Whether it has a pre-shared key; none of ours has. */
   preshared: boolean;
   /** Whether it has a persistent keepalive, as an agent leaves that is ended while it greets. */

@@ -1,5 +1,5 @@
 /** What one node adds to the desired state: its peer, its routes, its part of the firewall's sets. */
-import { compareAddresses, contains, type Family, familyOf, hostPrefix } from "../net/address.ts";
+import { contains, type Family, familyOf, hostPrefix } from "../net/address.ts";
 import type { PrefixIndex } from "../net/lookup.ts";
 import type { SetName } from "./firewall/model.ts";
 import type { SettledNode } from "./overlay/claims.ts";
@@ -12,7 +12,7 @@ export interface Peer {
   publicKey: string;
   /** `address:port`, IPv6 in brackets; undefined if no family is common: the peer may still come to us. */
   endpoint: string | undefined;
-  allowedIps: string[];
+  allowedIps: readonly string[];
 }
 
 export interface Contribution {
@@ -41,10 +41,10 @@ const none: readonly string[] = [];
 export function contributionOf(node: SettledNode, surroundings: Surroundings): Contribution {
   const { tunnelled: families, contested, excepted } = surroundings;
   const inTunnel = (value: string) => families.includes(familyOf(value));
-  const { record, podCidrs, addresses } = node;
+  const { record, podCidrs, addresses, allowedIps } = node;
   const peer = families.length > 0 ? peerOf(node, surroundings, inTunnel) : undefined;
   // A tunnel that we cannot open stands for the node's pods, which may open it, and not for what works without it.
-  const reached = peer?.endpoint === undefined ? none : addresses.filter(inTunnel);
+  const reached = peer?.endpoint === undefined ? none : those(addresses, inTunnel);
   const blocked = record.endpoints.flatMap((address) =>
     Array.from(contested.around(address), ({ prefix }) => ({ address, prefix })),
   );
@@ -59,8 +59,15 @@ export function contributionOf(node: SettledNode, surroundings: Surroundings): C
     routes.push({ type: "throw", prefix: hostPrefix(address), table: podTable });
   if (node.publicKey !== undefined)
     for (const prefix of tunnelled) routes.push({ type: "tunnel", prefix, table: podTable });
-  for (const address of reached)
-    routes.push({ type: "tunnel", prefix: hostPrefix(address), table: nodeTable });
+  for (const address of reached) {
+    const prefix = hostPrefix(address);
+    // The string that there is already: a large cluster has thousands of them.
+    routes.push({
+      type: "tunnel",
+      prefix: allowedIps.find((each) => each === prefix) ?? prefix,
+      table: nodeTable,
+    });
+  }
   const native = record.endpoints.filter((address) => !inTunnel(address));
   // Pods' packets to what has no route in the tunnel are dropped.
   const dropped = [...unpassable].filter((address) => !excepted.has(address));
@@ -74,20 +81,22 @@ export function contributionOf(node: SettledNode, surroundings: Surroundings): C
       ...(native.length > 0 ? { native } : {}),
       ...(record.clearToNodes ? { unencrypted: podCidrs } : {}),
     },
-    blocked: blocked.map(({ prefix }) => prefix),
+    blocked: blocked.length > 0 ? blocked.map(({ prefix }) => prefix) : none,
   };
 }
 
+/** Those for which it is true; if it is for all, the very same list. */
+function those(values: readonly string[], isOne: (value: string) => boolean): readonly string[] {
+  return values.every(isOne) ? values : values.filter(isOne);
+}
+
 function peerOf(
-  node: SettledNode,
+  { publicKey, record, allowedIps }: SettledNode,
   { port, reaches }: Surroundings,
   inTunnel: (value: string) => boolean,
 ): Peer | undefined {
-  if (node.publicKey === undefined) return undefined;
-  const allowedIps = [...node.podCidrs, ...node.addresses.map(hostPrefix)]
-    .filter(inTunnel)
-    .sort(compareAddresses);
-  const address = wayTo(node.record, reaches);
+  if (publicKey === undefined) return undefined;
+  const address = wayTo(record, reaches);
   const endpoint = address && (familyOf(address) === "ipv6" ? `[${address}]:${port}` : `${address}:${port}`);
-  return { node: node.record.name, publicKey: node.publicKey, endpoint, allowedIps };
+  return { node: record.name, publicKey, endpoint, allowedIps: those(allowedIps, inTunnel) };
 }

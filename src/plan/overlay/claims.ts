@@ -35,6 +35,8 @@ export interface SettledNode {
   publicKey: string | undefined;
   podCidrs: readonly string[];
   addresses: readonly string[];
+  /** Both, as WireGuard calls them, sorted. */
+  allowedIps: readonly string[];
   /** Its claims that do not hold, and why. */
   refused: readonly string[];
 }
@@ -94,7 +96,8 @@ export class Claims {
   readonly #check: Check;
   readonly #index: ClaimIndex;
   readonly #nodes = new Map<string, Claimant>();
-  readonly #byKey = new Map<string, Set<string>>();
+  /** By key the names of those that have it: mostly one. */
+  readonly #byKey = new Map<string, readonly string[]>();
   /** Keys of several nodes that are judged again each time. */
   readonly #undecided = new Set<string>();
   readonly #standing: { [name in keyof Standing]: Map<string, string> };
@@ -187,9 +190,9 @@ export class Claims {
       if (!changes.addedEndpoints.delete(endpoint)) changes.goneEndpoints.add(endpoint);
     if (record.publicKey === undefined) return;
     keys.add(record.publicKey);
-    const claimants = this.#byKey.get(record.publicKey);
-    claimants?.delete(record.name);
-    if (claimants?.size === 0) this.#byKey.delete(record.publicKey);
+    const others = this.#byKey.get(record.publicKey)?.filter((name) => name !== record.name) ?? [];
+    if (others.length > 0) this.#byKey.set(record.publicKey, others);
+    else this.#byKey.delete(record.publicKey);
   }
 
   #note(record: NodeRecord, changes: ClaimChanges, keys: Set<string>): void {
@@ -207,20 +210,19 @@ export class Claims {
     const endpoints = record.endpoints
       .filter((endpoint) => !record.addresses.includes(endpoint))
       .map((endpoint) => makeClaim(name, "endpoint", endpoint, fresh));
-    const key = { holder: undefined, decided: true };
-    this.#nodes.set(name, { record, fresh, claims, endpoints, outOfBounds, key, settled: undefined });
+    const key = noKey;
+    const kept = { endpoints: orNone(endpoints), outOfBounds: orNone(outOfBounds) };
+    this.#nodes.set(name, { record, fresh, claims, ...kept, key, settled: undefined });
     for (const claim of claims) changes.added.add(claim);
     for (const endpoint of endpoints) changes.addedEndpoints.add(endpoint);
     if (publicKey === undefined) return;
     keys.add(publicKey);
-    const claimants = this.#byKey.get(publicKey);
-    if (claimants) claimants.add(name);
-    else this.#byKey.set(publicKey, new Set([name]));
+    this.#byKey.set(publicKey, [...(this.#byKey.get(publicKey) ?? []), name]);
   }
 
   /** @returns the nodes for which that is another result than before */
   #settleKey(key: string): Claimant[] {
-    const claimants = [...(this.#byKey.get(key) ?? [])].map((name) => this.#nodes.get(name)!);
+    const claimants = (this.#byKey.get(key) ?? []).map((name) => this.#nodes.get(name)!);
     const [first, ...others] = claimants.map(({ record }) => record);
     this.#undecided.delete(key);
     if (first === undefined) return [];
@@ -263,7 +265,8 @@ export class Claims {
     const claimant = this.#nodes.get(name);
     if (claimant === undefined) return before !== undefined;
     const { record, claims, outOfBounds, key } = claimant;
-    const holding = new Set(claims.filter(({ state }) => state === "held").map(({ prefix }) => prefix));
+    const holds = claims.filter(({ state }) => state === "held").sort((a, b) => (a.key < b.key ? -1 : 1));
+    const holding = new Set(holds.map(({ prefix }) => prefix));
     const held = (values: readonly string[]) =>
       values.every((value) => holding.has(value)) ? values : values.filter((value) => holding.has(value));
     const lost = claims.filter(({ problem }) => problem !== undefined).sort(compareDecided);
@@ -278,7 +281,8 @@ export class Claims {
       publicKey,
       podCidrs: held(record.podCidrs),
       addresses: held(record.addresses),
-      refused,
+      allowedIps: holds.map(({ allowedIp }) => allowedIp),
+      refused: orNone(refused),
     };
     const same = before !== undefined && isSame(settled, before);
     claimant.settled = same ? before : settled;
@@ -327,6 +331,15 @@ export class Claims {
     this.#pending = new Set();
     for (const claim of decided) if (this.#rankOf(claim) !== claim.rank) this.#pending.add(claim);
   }
+}
+
+const noKey = { holder: undefined, decided: true };
+
+// Thousands of nodes have none.
+const none: readonly never[] = [];
+
+function orNone<T>(list: readonly T[]): readonly T[] {
+  return list.length > 0 ? list : none;
 }
 
 function put(map: Map<string, string>, key: string | undefined, value: string | undefined): void {
