@@ -3,6 +3,8 @@
  * remembers how far it has come; nothing is cleared on behalf of another reader.
  */
 
+import { Dictionary } from "./dictionary.ts";
+
 /** How far a reader of a table has come. */
 export interface Mark {
   readonly table: ReadonlyTable<unknown>;
@@ -31,7 +33,7 @@ export interface ReadonlyTable<V> {
 const shortestLog = 64;
 
 export class Table<V> implements ReadonlyTable<V> {
-  readonly #values = new Map<string, V>();
+  readonly #values = new Dictionary<V>();
   readonly #equal: (a: V, b: V) => boolean;
   /** The changed keys, oldest first. The first of them belongs to version `#forgotten + 1`. */
   #log: string[] = [];

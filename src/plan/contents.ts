@@ -1,4 +1,5 @@
 /** What the tables of the desired state have, by who contributes it. */
+import { Dictionary } from "../net/dictionary.ts";
 import { Outermost } from "../net/outermost.ts";
 import { SharedTable } from "../net/sharedtable.ts";
 import { type ReadonlyTable, Table } from "../net/table.ts";
@@ -10,7 +11,7 @@ import { type Route, routePlace } from "./overlay/routes.ts";
 const nothing: Contribution = { peer: undefined, routes: [], sets: {}, blocked: [] };
 
 export class Contents {
-  readonly #contributions = new Map<string, Contribution>();
+  readonly #contributions = new Dictionary<Contribution>();
   readonly #peers = new Table<Peer>((a, b) => Bun.deepEquals(a, b));
   /** Where an exception is as long as a pod CIDR, the exception alone. */
   readonly #routes = new SharedTable<Route>(

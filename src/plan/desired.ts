@@ -49,8 +49,6 @@ export interface Desired {
   cni: CniList | undefined;
   /** By node name, what of it does not hold and why. */
   problems: ReadonlyTable<readonly string[]>;
-  /** Who holds what now. */
-  standing: Standing;
 }
 
 export interface PlanInput {
@@ -108,6 +106,11 @@ export class Plan {
     this.#first = standing;
   }
 
+  /** Who holds what now: a copy. */
+  get standing(): Standing {
+    return this.#claims?.standing ?? this.#first;
+  }
+
   update(input: PlanInput): Desired {
     const context = contextOf(input);
     const { claims, changed } = this.#settle(input, context);
@@ -139,7 +142,7 @@ export class Plan {
     const blocked = { podCidrs: contested, addresses };
     contents.put(contestedPart, contestedContribution(blocked, surroundings, contents));
     contents.put(ownPart, ownContribution(input, surroundings, contents));
-    return this.#desired(input, context, claims.standing);
+    return this.#desired(input, context);
   }
 
   /** Takes over what changed of the nodes. @returns the names of those that are settled in another way than before */
@@ -158,7 +161,7 @@ export class Plan {
     }
     this.#context = context;
     this.#wasWhole = whole;
-    const claims = new Claims({ ...context.own, whole }, known?.standing ?? this.#first);
+    const claims = new Claims({ ...context.own, whole }, this.standing);
     claims.update(nodes.entries());
     this.#claims = claims;
     return { claims, changed: this.#names(nodes) };
@@ -169,7 +172,7 @@ export class Plan {
     return new Set([...this.#contents.contributors(), ...nodes.keys()]);
   }
 
-  #desired(input: PlanInput, context: Context, standing: Standing): Desired {
+  #desired(input: PlanInput, context: Context): Desired {
     const { own, settings } = input;
     const { tunnelled } = context;
     const inTunnel = ({ subnet }: PodRange) => tunnelled.includes(familyOf(subnet));
@@ -187,7 +190,6 @@ export class Plan {
       firewall: { ...firewall({ ...settings, link: settings.linkName, tunnelled }), sets },
       cni: own.podRanges.length > 0 ? cniList(own.podRanges, mtu) : undefined,
       problems: this.#problems,
-      standing,
     };
   }
 }

@@ -4,7 +4,7 @@ import { type Input, input, lists, node, plan, planned } from "./fixtures/input.
 import { type Present, retainElements, retain as retainTables } from "./retained.ts";
 
 const all = input({ nodes: [node(1), node(2)] });
-const known = plan(all);
+const known = lists(planned(all));
 const retain = (input: Input, present: Present) => lists(retainTables(planned(input), present));
 const nothing: Present = { peers: new Map(), routes: [], rules: [] };
 const present = {

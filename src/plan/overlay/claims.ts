@@ -7,6 +7,7 @@
  * decided again that overlap it and rank no better: nothing else depends on it.
  */
 import { compareAddresses, type Family } from "../../net/address.ts";
+import { Dictionary } from "../../net/dictionary.ts";
 import { type Bounds, boundsCheck, type Check } from "./bounds.ts";
 import { type Claim, compareDecided, makeClaim, type Rank, rank } from "./claim.ts";
 import { type ClaimChanges, ClaimIndex } from "./claimindex.ts";
@@ -95,12 +96,12 @@ export class Claims {
   readonly #own: OwnClaims;
   readonly #check: Check;
   readonly #index: ClaimIndex;
-  readonly #nodes = new Map<string, Claimant>();
+  readonly #nodes = new Dictionary<Claimant>();
   /** By key the names of those that have it: mostly one. */
-  readonly #byKey = new Map<string, readonly string[]>();
+  readonly #byKey = new Dictionary<readonly string[]>();
   /** Keys of several nodes that are judged again each time. */
   readonly #undecided = new Set<string>();
-  readonly #standing: { [name in keyof Standing]: Map<string, string> };
+  readonly #standing: { [name in keyof Standing]: Dictionary<string> };
   /** Claims whose rank is another one by what the last update settled. */
   #pending = new Set<Claim>();
   #isFirst = true;
@@ -112,16 +113,22 @@ export class Claims {
     this.#index = new ClaimIndex(own);
     const { owners, nodes, endpoints, holders } = standing;
     this.#standing = {
-      owners: new Map(owners),
-      nodes: new Map(nodes),
-      endpoints: new Map(endpoints),
-      holders: new Map(holders),
+      owners: dictionaryOf(owners),
+      nodes: dictionaryOf(nodes),
+      endpoints: dictionaryOf(endpoints),
+      holders: dictionaryOf(holders),
     };
   }
 
-  /** What holds. It changes with the next update. */
+  /** What holds now: a copy. */
   get standing(): Standing {
-    return this.#standing;
+    const { owners, nodes, endpoints, holders } = this.#standing;
+    return {
+      owners: new Map(owners.entries()),
+      nodes: new Map(nodes.entries()),
+      endpoints: new Map(endpoints.entries()),
+      holders: new Map(holders.entries()),
+    };
   }
 
   /** What several nodes claim and none holds: it is sent to nobody. */
@@ -342,7 +349,13 @@ function orNone<T>(list: readonly T[]): readonly T[] {
   return list.length > 0 ? list : none;
 }
 
-function put(map: Map<string, string>, key: string | undefined, value: string | undefined): void {
+function dictionaryOf(map: Iterable<[string, string]> = []): Dictionary<string> {
+  const dictionary = new Dictionary<string>();
+  for (const [key, value] of map) dictionary.set(key, value);
+  return dictionary;
+}
+
+function put(map: Dictionary<string>, key: string | undefined, value: string | undefined): void {
   if (key === undefined) return;
   if (value === undefined) map.delete(key);
   else map.set(key, value);

@@ -1,4 +1,5 @@
 /** What a node that left claimed: it stays unreachable for a while, as others may still send to its pods. */
+import { Dictionary } from "../../net/dictionary.ts";
 import { PrefixIndex } from "../../net/lookup.ts";
 import type { Mark, ReadonlyTable } from "../../net/table.ts";
 import { podTable, type Route, routeKey } from "./routes.ts";
@@ -10,9 +11,9 @@ export class Departed {
   /** By prefix, when it may be forgotten. */
   readonly #until = new Map<string, number>();
   /** How many nodes claim a prefix, this one too. */
-  readonly #claimed = new Map<string, number>();
+  readonly #claimed = new Dictionary<number>();
   /** What each node claims, by its name. */
-  readonly #podCidrs = new Map<string, readonly string[]>();
+  readonly #podCidrs = new Dictionary<readonly string[]>();
   #own: readonly string[] = [];
   /** Prefixes of our exceptions, by the keys of their routes. */
   readonly #excepted = new Map<string, string>();

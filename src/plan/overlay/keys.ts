@@ -14,6 +14,13 @@ export interface Standing {
   holders: ReadonlyMap<string, string>;
 }
 
+/** The same, as far as a key asks for it. */
+export interface KnownOfKeys {
+  owners: Pick<ReadonlyMap<string, string>, "get">;
+  endpoints: Pick<ReadonlyMap<string, string>, "get">;
+  holders: Pick<ReadonlyMap<string, string>, "get">;
+}
+
 export interface SettledKey {
   /** The name of the node whose it is, our own perhaps. */
   holder: string;
@@ -29,7 +36,7 @@ export function settleKey(
   key: string,
   claiming: readonly [NodeRecord, ...NodeRecord[]],
   own: { name: string; publicKey: string | null; reaches: readonly Family[] },
-  standing: Standing,
+  standing: KnownOfKeys,
 ): SettledKey {
   const known = claiming.find((node) => node.name === standing.holders.get(key));
   const { name } = key === own.publicKey ? own : (known ?? best(claiming, own.reaches, standing));
@@ -49,7 +56,7 @@ export function wayTo({ endpoints }: NodeRecord, reaches: readonly Family[]): st
 function best(
   [first, ...rest]: readonly [NodeRecord, ...NodeRecord[]],
   reaches: readonly Family[],
-  standing: Standing,
+  standing: KnownOfKeys,
 ): NodeRecord {
   const judge = (node: NodeRecord) => ({ node, fit: fitOf(node, reaches, standing) });
   return rest
@@ -61,7 +68,7 @@ function best(
 }
 
 /** How much of what a node says is in the tunnel: most of all its prefixes, then where its packets go. */
-function fitOf(node: NodeRecord, reaches: readonly Family[], standing: Standing): number {
+function fitOf(node: NodeRecord, reaches: readonly Family[], standing: KnownOfKeys): number {
   const { publicKey = "", podCidrs, addresses } = node;
   const held = [...podCidrs, ...addresses.map(hostPrefix)].filter(
     (prefix) => standing.owners.get(prefix) === publicKey,
