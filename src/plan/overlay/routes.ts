@@ -1,16 +1,7 @@
 /** Routes and rules of this node. They are ahead of what others have in the main table, and of others' rules. */
-import {
-  compareAddresses,
-  contains,
-  type Family,
-  familyOf,
-  hostPrefix,
-  overlaps,
-} from "../../net/address.ts";
-import { PrefixIndex } from "../../net/lookup.ts";
+import { compareAddresses, type Family, familyOf, hostPrefix } from "../../net/address.ts";
 import { Table as ValueTable } from "../../net/table.ts";
 import { markBit } from "../firewall/model.ts";
-import type { SettledNode } from "./claims.ts";
 
 /** The routing table of the ways to remote pods. */
 export const podTable = "24600";
@@ -58,54 +49,6 @@ export function rules(tunnelled: readonly Family[], ownPodCidrs: readonly string
   ]);
 }
 
-export interface RouteInput {
-  ownPodCidrs: readonly string[];
-  nodes: readonly SettledNode[];
-  /** Names of the nodes whose tunnel this node can open. */
-  reached: ReadonlySet<string>;
-  /** Pod CIDRs of nodes that left a short while ago, and addresses of theirs that lie inside. */
-  departed: readonly string[];
-  /** Prefixes that several claim: sent to nobody. */
-  blocked: readonly string[];
-  /** Addresses that are no pods', wherever they lie: gateways of this node, the API server's. */
-  excepted: readonly string[];
-  inTunnel: (value: string) => boolean;
-}
-
-export function routes(input: RouteInput): Route[] {
-  const { ownPodCidrs, nodes, reached, departed, inTunnel } = input;
-  const isPrefix = (value: string) => value.includes("/");
-  const left = departed.filter(
-    (value) => isPrefix(value) && !ownPodCidrs.some((own) => overlaps(own, value)),
-  );
-  const remote = unique(
-    [...nodes.flatMap((node) => node.podCidrs), ...left, ...input.blocked].filter(inTunnel),
-  );
-  const result: Route[] = [
-    // Whoever routes them: what comes for a dead address would go back by the default route, and so on.
-    ...unique(ownPodCidrs).map((prefix): Route => ({ type: "unreachable", prefix, table: "main" })),
-    ...remote.map((prefix): Route => ({ type: "unreachable", prefix, table: podTable })),
-  ];
-  // The tunnel's own packets, and node↔node traffic, must not follow the pod CIDR that contains their address.
-  const except = (address: string) =>
-    result.push({ type: "throw", prefix: hostPrefix(address), table: podTable });
-  const index = new PrefixIndex(remote.map((prefix) => ({ prefix })));
-  const isRemote = (address: string) => index.longest(address) !== undefined;
-  for (const address of input.excepted) if (isRemote(address)) except(address);
-  // One that left the cluster may still run, and its kubelet be about to register it again.
-  for (const address of departed) if (!isPrefix(address) && isRemote(address)) except(address);
-  for (const node of nodes) {
-    const prefixes = node.podCidrs.filter(inTunnel);
-    for (const address of [...node.record.endpoints, ...node.addresses])
-      if (prefixes.some((prefix) => contains(prefix, address))) except(address);
-    if (node.publicKey === undefined) continue;
-    for (const prefix of prefixes) result.push({ type: "tunnel", prefix, table: podTable });
-    for (const address of reached.has(node.record.name) ? node.addresses.filter(inTunnel) : [])
-      result.push({ type: "tunnel", prefix: hostPrefix(address), table: nodeTable });
-  }
-  return onePerPlace(result);
-}
-
 /** Routes by their places. */
 export function routeTable(list: Iterable<Route>): ValueTable<Route> {
   const table = new ValueTable<Route>();
@@ -121,12 +64,6 @@ export function routeKey({ type, prefix, table }: Route): string {
 /** Where the kernel holds one route: table, prefix and metric. */
 export function routePlace({ type, prefix, table }: Route): string {
   return `${table} ${prefix} ${type === "unreachable"}`;
-}
-
-/** Sorted; where an exception is as long as a pod CIDR, the exception alone. */
-function onePerPlace(list: readonly Route[]): Route[] {
-  const exceptionsLast = [...list].sort((a, b) => Number(a.type === "throw") - Number(b.type === "throw"));
-  return [...new Map(exceptionsLast.map((route) => [routePlace(route), route])).values()].sort(compareRoutes);
 }
 
 /** The order of all routes. */
