@@ -90,13 +90,13 @@ export class HostFirewall implements Resource<DesiredFirewall> {
   }
 
   /** Whether it is known to be there, from the last time: sets and chains that did not change are the same objects. */
-  #isSettled({ chains, sets, devices }: Firewall, whole: boolean): boolean {
+  #isSettled({ chains, sets, maps, devices }: Firewall, whole: boolean): boolean {
     const settled = this.#settled;
     if (!whole || settled === undefined || this.#observed === undefined) return false;
     return (
       settled.chains === chains &&
       Object.entries(sets).every(([name, members]) => settled.sets[name] === members) &&
-      Bun.deepEquals(settled.devices, devices)
+      Bun.deepEquals([settled.maps, settled.devices], [maps, devices])
     );
   }
 
