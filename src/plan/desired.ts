@@ -151,8 +151,10 @@ export class Plan {
     const known = this.#claims;
     const changes = nodes.changedSince(this.#mark);
     this.#mark = nodes.mark();
-    // What a node holds that is not known yet is held for it in one plan alone.
-    if (known && whole && this.#wasWhole && Bun.deepEquals(context, this.#context)) {
+    const unchanged = changes !== "all" && changes.size === 0;
+    // What is held for nodes that are not known yet is held until one more is known.
+    const goesOn = this.#wasWhole === whole && (whole || unchanged);
+    if (known && goesOn && Bun.deepEquals(context, this.#context)) {
       const names = changes === "all" ? this.#names(nodes) : changes;
       const records = Array.from(names, (name) => [name, nodes.get(name)] as const).filter(
         ([name, record]) => known.get(name)?.record !== record,
