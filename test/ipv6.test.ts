@@ -247,6 +247,31 @@ describe("switched off on single links", () => {
   });
 });
 
+test("a tunnel that had moved to IPv6 goes on by IPv4 when that is switched off, whoever has something to send", async () => {
+  await using flow = await lab.probe(pods[1], pods[0], { family: "ipv4" });
+  const peer = (await n2.namespace.run(["wg", "show", "wigglenet", "peers"])).trim();
+  // What it sends has n1 answer there.
+  await n2.namespace.run([
+    "wg",
+    "set",
+    "wigglenet",
+    "peer",
+    peer,
+    "endpoint",
+    `[${n1.addresses.ipv6}]:24601`,
+  ]);
+  await until("n1 to send by IPv6", async () => (await endpoint(n1))?.startsWith("["));
+  await using capture = await lab.capture();
+  await disable(1, "all");
+  await until("n1 to send by IPv4", async () => (await endpoint(n1))?.startsWith("172."));
+  await flow.flowing(20);
+  expect((await flow.stop()).longestGap).toBeLessThan(2_000);
+  await disable(0, "all");
+  await readdress();
+  await asBefore();
+  expect(await capture.stop()).toEqual([]);
+});
+
 test("the agent may not switch it on for the tunnel's link: pods' IPv6 is dropped, never in the clear", () =>
   undisturbed(async () => {
     const readOnly = "/run/proc-sys-net";

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { type Family, families } from "../net/address.ts";
 import type { Peer } from "../plan/desired.ts";
 import type { Command } from "./command.ts";
 import { diffPeers } from "./peers.ts";
@@ -158,6 +159,7 @@ describe("desired and observed peers → commands", () => {
     add: string[],
     remove: string[],
     wanted?: Record<string, string>,
+    leaving?: readonly Family[],
   ];
   test.each<Case>([
     ["nothing", [], [], [], []],
@@ -254,6 +256,33 @@ describe("desired and observed peers → commands", () => {
       [],
     ],
     [
+      "it roamed to a family in which no packet leaves any more: set, and spoken to, so that it comes back",
+      [peer("a")],
+      [seen("a", [], { endpoint: "[2001:db8::7]:24601" })],
+      ["peer a endpoint 192.0.2.1:24601", "peer a persistent-keepalive 25", "peer a persistent-keepalive 0"],
+      [],
+      {},
+      ["ipv4"],
+    ],
+    [
+      "it roamed there, and has no session that could go on",
+      [peer("a")],
+      [seen("a", [], { endpoint: "[2001:db8::7]:24601", latestHandshake: 0 })],
+      ["peer a endpoint 192.0.2.1:24601"],
+      [],
+      {},
+      ["ipv4"],
+    ],
+    [
+      "it roamed there, and no other endpoint is known",
+      [peer("a", [], { endpoint: undefined })],
+      [seen("a", [], { endpoint: "[2001:db8::7]:24601" })],
+      [],
+      [],
+      {},
+      ["ipv4"],
+    ],
+    [
       "never heard of",
       [peer("a")],
       [seen("a", [], { endpoint: "198.51.100.7:4711", latestHandshake: 0 })],
@@ -297,9 +326,9 @@ describe("desired and observed peers → commands", () => {
       ["peer a persistent-keepalive 0"],
       [],
     ],
-  ])("%s", (_, desired, observed, add, remove, wanted = {}) => {
+  ])("%s", (_, desired, observed, add, remove, wanted = {}, leaving = families) => {
     const tunnel = tunnelOf(observed);
-    const changes = diffPeers("wigglenet", desired, tunnel, new Map(Object.entries(wanted)), now);
+    const changes = diffPeers("wigglenet", desired, tunnel, new Map(Object.entries(wanted)), now, leaving);
     for (const { argv } of [...changes.add, ...changes.remove])
       expect(argv.slice(0, 3)).toEqual(["wg", "set", "wigglenet"]);
     expect([text(changes.add), text(changes.remove)]).toEqual([add, remove]);
@@ -310,6 +339,7 @@ describe("desired and observed peers → commands", () => {
       changes.result,
       new Map(desired.map((p) => [p.publicKey, p.endpoint])),
       now,
+      leaving,
     );
     expect([again.add, again.remove]).toEqual([[], []]);
   });
