@@ -1,6 +1,8 @@
 /** Resources that look at what changed alone: whatever comes and goes, and fails, the kernel has what a full look would leave. */
+
 import { expect, test } from "bun:test";
 import fc from "fast-check";
+import { families } from "../net/address.ts";
 import { Table } from "../net/table.ts";
 import type { Peer } from "../plan/desired.ts";
 import { type Route, routeKey, routePlace } from "../plan/overlay/routes.ts";
@@ -79,8 +81,8 @@ test("peers", async () => {
       const pass = async (at: number) => {
         failing.at = at;
         try {
-          await peers.add({ link: {}, peers: table });
-          await peers.remove({ link: {}, peers: table });
+          await peers.add({ link: {}, peers: table, leaving: families });
+          await peers.remove({ link: {}, peers: table, leaving: families });
         } catch {
           return;
         }

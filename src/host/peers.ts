@@ -1,6 +1,6 @@
 /** The tunnel's peers. One that is right is never touched: this `wg` replaces AllowedIPs, with a gap. */
 import { createHash } from "node:crypto";
-import { compareAddresses } from "../net/address.ts";
+import { compareAddresses, type Family, families } from "../net/address.ts";
 import { type Mark, type ReadonlyTable, Table } from "../net/table.ts";
 import type { Peer } from "../plan/desired.ts";
 import { unknownNode } from "../plan/retained.ts";
@@ -9,6 +9,7 @@ import type { Perform } from "./executor.ts";
 import type { Reason, Resource } from "./resource.ts";
 import {
   allowedIpOwners,
+  greet,
   handshakeLimit,
   inChunks,
   type ObservedPeer,
@@ -30,6 +31,7 @@ export interface PeerChanges {
 /**
  * @param wanted the endpoints that were last set by us, by public key
  * @param now when the tunnel was observed, in seconds since 1970
+ * @param leaving families that the tunnel's packets can have
  */
 export function diffPeers(
   link: string,
@@ -37,11 +39,12 @@ export function diffPeers(
   tunnel: Tunnel,
   wanted: ReadonlyMap<string, string | undefined>,
   now: number,
+  leaving: readonly Family[] = families,
 ): PeerChanges {
   const table = new Table<Peer>();
   for (const peer of desired) table.set(peer.publicKey, peer);
   const present = presentOf({ peers: new Map(tunnel.peers) });
-  const add = addPeers(link, table, "all", present, wanted, now);
+  const add = addPeers(link, table, "all", present, wanted, now, leaving);
   add.note();
   const remove = removePeers(link, table, "all", present);
   remove.note();
@@ -78,12 +81,14 @@ function addPeers(
   present: PresentPeers,
   wanted: ReadonlyMap<string, string | undefined>,
   now: number,
+  leaving: readonly Family[],
 ): HalfChange {
   const keys = changed === "all" ? desired.keys() : changed;
   const peers = [...keys].flatMap((key) => desired.get(key) ?? []);
   // A prefix that another peer gets is taken from this one by that, and both have changed.
   const claimed = new Set(peers.flatMap((peer) => peer.allowedIps));
   const settings: string[][] = [];
+  const broughtBack: string[] = [];
   const results: [key: string, peer: ObservedPeer, gained: readonly string[]][] = [];
   for (const peer of peers) {
     const observed = present.peers.get(peer.publicKey);
@@ -92,7 +97,10 @@ function addPeers(
     const kept = observed?.allowedIps.filter((prefix) => !claimed.has(prefix)) ?? [];
     const allowedIps =
       kept.length > 0 ? [...peer.allowedIps, ...kept].sort(compareAddresses) : peer.allowedIps;
-    const moved = endpointToSet(peer, observed, wanted, now);
+    const stuck = observed?.endpoint !== undefined && !leaving.includes(familyOfEndpoint(observed.endpoint));
+    const moved = stuck ? peer.endpoint : endpointToSet(peer, observed, wanted, now);
+    // It sends to where this node was heard from last, and has to hear from it to follow.
+    if (stuck && moved && now - observed.latestHandshake <= handshakeLimit) broughtBack.push(peer.publicKey);
     const words = [
       ...(observed?.preshared ? ["preshared-key", "/dev/null"] : []),
       ...(observed?.keepalive ? ["persistent-keepalive", "0"] : []),
@@ -111,7 +119,7 @@ function addPeers(
     results.push([peer.publicKey, result, missing]);
   }
   return {
-    commands: inChunks(link, settings),
+    commands: [...inChunks(link, settings), ...greet(link, broughtBack)],
     note() {
       for (const [key, , gained] of results)
         for (const prefix of gained) {
@@ -121,6 +129,10 @@ function addPeers(
       for (const [key, peer] of results) present.peers.set(key, peer);
     },
   };
+}
+
+function familyOfEndpoint(endpoint: string): Family {
+  return endpoint.startsWith("[") ? "ipv6" : "ipv4";
 }
 
 /** From the peer that has a prefix, if any. */
@@ -197,6 +209,8 @@ export function namedIn(commands: readonly Command[], peers: readonly Peer[]): s
 interface WantedPeers {
   link: unknown;
   peers: ReadonlyTable<Peer>;
+  /** Families that the tunnel's packets can have. */
+  leaving: readonly Family[];
 }
 
 /** The tunnel's peers, each with its prefixes and its endpoint. */
@@ -208,6 +222,7 @@ export class Peers implements Resource<WantedPeers> {
   #present: PresentPeers | undefined;
   /** By public key, the endpoint that we last set. */
   readonly #wantedEndpoints = new Map<string, string | undefined>();
+  #leaving: readonly Family[] = families;
   /** Whether there were none when the last pass began. */
   wereNone = false;
 
@@ -225,13 +240,24 @@ export class Peers implements Resource<WantedPeers> {
     return this.#wireGuard.observe();
   }
 
-  async add({ link, peers }: WantedPeers): Promise<void> {
+  async add({ link, peers, leaving }: WantedPeers): Promise<void> {
     if (link === undefined) return;
+    // Where peers have moved meanwhile the kernel does not tell.
+    if (!Bun.deepEquals(leaving, this.#leaving)) this.invalidate("drift");
+    this.#leaving = leaving;
     const { tunnel, present } = await this.#peers();
     this.wereNone = present.peers.size === 0;
     const changed = peers.changedSince(present.settled);
     const { seenAt } = this.#wireGuard;
-    const { commands, note } = addPeers(this.#link, peers, changed, present, this.#wantedEndpoints, seenAt);
+    const { commands, note } = addPeers(
+      this.#link,
+      peers,
+      changed,
+      present,
+      this.#wantedEndpoints,
+      seenAt,
+      leaving,
+    );
     const of = [...(changed === "all" ? peers.keys() : changed)].flatMap((key) => peers.get(key) ?? []);
     await this.#change(tunnel, "peers added or changed", commands, note, { nodes: namedIn(commands, of) });
     for (const { node, publicKey, endpoint } of of)

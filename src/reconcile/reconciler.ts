@@ -175,12 +175,13 @@ export class Reconciler {
     if (tunnel !== undefined || !this.#hasTunnel) this.#plan ??= new Plan(standing(tunnel ?? nothing));
     const present = await failures.attempt("look at routes", () => this.#resources.routes.observe());
     if (present === undefined) return;
-    const mtu = await failures.attempt("look at the underlay", () => this.#underlayMtu(own, links));
+    const leaving = leavingFamilies(links, config.linkName, config.tunnelFamilies);
+    const mtu = await failures.attempt("look at the underlay", () => this.#underlayMtu(own, links, leaving));
     if (mtu === undefined) return;
 
     // Without a look at the tunnel, nothing is known of what it had: that is not to be remembered.
     const plan = this.#plan ?? new Plan(standing(nothing));
-    const input = this.#input({ own, links, main, mtu, reserved, routes: present.own });
+    const input = this.#input({ own, links, leaving, main, mtu, reserved, routes: present.own });
     const planned = withoutIpv6(plan.update(input), ipv6, own.podRanges);
     const whole = nodes.whole;
     const desired = whole
@@ -205,6 +206,7 @@ export class Reconciler {
       // Of an earlier configuration, in which this plugin connected the node's pods.
       ...(config.firewallOnly ? { routes: routeTable([]), rules: [], cni: undefined } : {}),
       whole,
+      leaving,
       annotations: annotationsOf({ ...own, version, podCidrs }),
       podCidrs: podCidrs.filter((prefix) => familyOf(prefix) === "ipv4" || ipv6.newLinks),
       podFamilies: new Set(podCidrs.map(familyOf)),
@@ -227,40 +229,36 @@ export class Reconciler {
     return Object.values(this.#nativeRouting).includes(false);
   }
 
-  #underlayMtu(own: PlannedNode, links: readonly Link[]): Promise<number> {
+  #underlayMtu(own: PlannedNode, links: readonly Link[], families: readonly Family[]): Promise<number> {
     const { config, nodes } = this.#means;
     return this.#resources.underlay.mtu({
       links,
       tunnel: config.linkName,
       endpoints: own.endpoints,
       nodes: nodes.others,
-      families: this.#tunnelFamilies(links),
+      families,
     });
-  }
-
-  /** That the tunnel's packets can have. */
-  #tunnelFamilies(links: readonly Link[]): readonly Family[] {
-    const { linkName, tunnelFamilies } = this.#means.config;
-    return leavingFamilies(links, linkName, tunnelFamilies);
   }
 
   #input(looked: {
     own: PlannedNode;
     links: readonly Link[];
+    /** Families that the tunnel's packets can have. */
+    leaving: readonly Family[];
     main: UnderlayRoutes;
     mtu: number;
     reserved: readonly string[];
     routes: ReadonlyTable<Route>;
   }): PlanInput {
     const { config, nodes } = this.#means;
-    const { own, links, main, mtu, reserved, routes } = looked;
+    const { own, links, leaving, main, mtu, reserved, routes } = looked;
     const podCidrs = own.podRanges.map((range) => range.subnet);
     return {
       own,
       nodes: nodes.others,
       settings: {
         ...config,
-        tunnelFamilies: this.#tunnelFamilies(links),
+        tunnelFamilies: leaving,
         nativeRouting: this.#nativeRouting,
         flowtable: this.#ownNode.flowtable(links),
       },

@@ -35,6 +35,8 @@ export interface Target extends Desired {
   annotations: Record<string, string | null>;
   /** The own ones, of families that pods can have. */
   podCidrs: readonly string[];
+  /** Families that the tunnel's packets can have. */
+  leaving: readonly Family[];
   /** Families that pods have. */
   podFamilies: ReadonlySet<Family>;
   /** Links that have to forward. */
