@@ -19,7 +19,8 @@ let pod: Pod;
 let healthy: NodeState[];
 
 beforeAll(async () => {
-  lab = await Lab.start({ nodes: 3, env: { RESYNC_PERIOD: "3600" } });
+  const allowed = { nodeIps: ["172.30.0.200/32", "fd30::200/128"] };
+  lab = await Lab.start({ nodes: 3, env: { RESYNC_PERIOD: "3600" }, allowed });
   [, n2, n3] = lab.nodes as [LightNode, LightNode, LightNode];
   [pod] = (await Promise.all(lab.nodes.map((node) => node.pod("p")))) as [Pod, Pod, Pod];
   // Who has an address on lo alone does not answer for it on the underlay.
@@ -190,4 +191,145 @@ test("odd addresses are left out by the node itself, each with its reason in the
   await until("n2 to say that it is over", () =>
     n2.agentLog().some((line) => line.topic === "addresses" && line.level === "info"),
   );
+});
+
+/** Addresses of both families that come and go. */
+interface Pair {
+  ipv4: string;
+  ipv6: string;
+}
+
+const put = (node: LightNode, { ipv4, ipv6 }: Pair, link: string) =>
+  node.namespace.ip(`addr add ${ipv4}/32 dev ${link}`, `addr add ${ipv6}/128 dev ${link} nodad`);
+const take = (node: LightNode, { ipv4, ipv6 }: Pair, link: string) =>
+  node.namespace.ip(`addr del ${ipv4}/32 dev ${link}`, `addr del ${ipv6}/128 dev ${link}`);
+
+/** The node to which n1's tunnel leads for both, if there is one. */
+async function holderOf({ ipv4, ipv6 }: Pair): Promise<string | undefined> {
+  const [n1] = lab.nodes as [LightNode];
+  const routes = (await n1.$`ip route show table 24601; ip -6 route show table 24601`).stdout;
+  if (![ipv4, ipv6].every((address) => routes.includes(`${address} dev wigglenet`))) return undefined;
+  const peers = (await n1.namespace.run(["wg", "show", "wigglenet", "allowed-ips"])).split("\n");
+  const line = peers.find((each) => each.includes(`${ipv4}/32`) && each.includes(`${ipv6}/128`));
+  for (const node of [n2, n3]) {
+    const key = (await node.object()).metadata.annotations?.[annotation.publicKey] ?? "none";
+    if (line?.startsWith(key)) return node.name;
+  }
+  return undefined;
+}
+
+const heldBy = (node: LightNode | undefined, pair: Pair) =>
+  until(
+    `the tunnel to lead to ${node?.name ?? "nobody"}`,
+    async () => (await holderOf(pair)) === node?.name,
+    { why: async () => JSON.stringify([await holderOf(pair), lab.nodes[0]?.agentLog().slice(-3)]) },
+  );
+
+const counts = (streams: Stream[]) => Promise.all(streams.map((stream) => stream.count()));
+const receiving = (streams: Stream[]) => Promise.all(streams.map((stream) => stream.flowing(5, 20_000)));
+
+describe("an address that leaves its link", () => {
+  const second: Pair = { ipv4: "172.30.0.77", ipv6: "fd30::77" };
+  test.each<[title: string, lists: boolean]>([
+    ["which its Node lists all the same", true],
+    ["which its Node does not list any more", false],
+  ])(
+    "%s: its flows are dropped, never in the clear, and go on when it is back",
+    async (_, lists) => {
+      await put(n2, second, "eth0");
+      await listed(n2, [...Object.values(own()), ...Object.values(second)]);
+      await heldBy(n2, second);
+      const to = { name: "n2's second", addresses: second, place: n2.place };
+      const streams = await Promise.all(
+        families.flatMap((family) =>
+          (["udp", "tcp", "icmp"] as const).map((protocol) => lab.probe(pod, to, { family, protocol })),
+        ),
+      );
+      await using capture = await lab.capture();
+      await take(n2, second, "eth0");
+      // Now another host on the link has it, and would take what comes for it.
+      await put(n3, second, "eth0");
+      if (!lists) await n2.publishAddresses();
+      await heldBy(undefined, second);
+      const before = await counts(streams);
+      await until("more to be sent", async () =>
+        (await counts(streams)).every(({ sent }, index) => sent > before[index]!.sent + 20),
+      );
+      // What was under way when they were counted.
+      const after = await counts(streams);
+      expect(after.filter(({ received }, index) => received > before[index]!.received + 2)).toEqual([]);
+      for (const family of families)
+        expect(await lab.reach(pod, { ...to, place: n3.place }, { family })).toMatchObject({
+          ok: true,
+          seen: lab.nodes[0]?.addresses[family],
+        });
+      await take(n3, second, "eth0");
+      await put(n2, second, "eth0");
+      await listed(n2, [...Object.values(own()), ...Object.values(second)]);
+      await heldBy(n2, second);
+      await receiving(streams);
+      expect(await capture.stop()).toEqual([]);
+      await Promise.all(streams.map((stream) => stream.stop(0)));
+      await n2.publishAddresses();
+      await take(n2, second, "eth0");
+      await heldBy(undefined, second);
+    },
+    60_000,
+  );
+});
+
+describe.each(["eth0", "lo"])("a VIP on %s, by NODE_IP_INTERFACES", (link) => {
+  const vip: Pair = { ipv4: "172.30.0.200", ipv6: "fd30::200" };
+  const to = { name: "VIP", addresses: vip, place: undefined as never };
+  const restart = async (env: Record<string, string>) => {
+    for (const node of [n2, n3]) {
+      await node.stopAgent();
+      node.startAgent(env);
+      await node.inSync();
+    }
+  };
+  /** Both families reach it through the tunnel. */
+  const reachedInTunnel = () =>
+    until("pods to reach it in the tunnel", async () => {
+      const answers = await Promise.all(
+        families.map((family) => lab.reach(pod, to, { family, timeout: 500 })),
+      );
+      return answers.every((each, index) => each.ok && each.seen === pod.addresses[families[index]!]);
+    });
+
+  test("moves from node to node: to the next one as soon as the first gives it up", async () => {
+    await restart({ NODE_IP_INTERFACES: link });
+    await using capture = await lab.capture();
+    await put(n2, vip, link);
+    await heldBy(n2, vip);
+    await reachedInTunnel();
+    const streams = await Promise.all(families.map((family) => lab.probe(pod, to, { family })));
+    await take(n2, vip, link);
+    await put(n3, vip, link);
+    await heldBy(n3, vip);
+    await receiving(streams);
+    await reachedInTunnel();
+
+    // It fails over while the node that has it cannot say so: that one keeps the claim, and the conflict is named.
+    await n3.killAgent();
+    await take(n3, vip, link);
+    await put(n2, vip, link);
+    await until("n2 to publish it", async () => (await published(n2)).includes(vip.ipv6));
+    await until("n1 to name the conflict", () =>
+      lab.nodes[0]?.agentLog().some((line) => String(line.problems).includes(vip.ipv4)),
+    );
+    expect(await holderOf(vip)).toBe(n3.name);
+    const before = await counts(streams);
+    await until("more to be sent", async () =>
+      (await counts(streams)).every(({ sent }, index) => sent > before[index]!.sent + 20),
+    );
+    n3.startAgent({ NODE_IP_INTERFACES: link });
+    await heldBy(n2, vip);
+    await receiving(streams);
+    expect(await capture.stop()).toEqual([]);
+    await Promise.all(streams.map((stream) => stream.stop(0)));
+    await take(n2, vip, link);
+    await restart({});
+    await heldBy(undefined, vip);
+  }, 60_000);
 });
