@@ -166,6 +166,8 @@ test("a cluster of two nodes: what the first is told", async () => {
     add rule inet wigglenet forward meta nfproto ipv6 goto forward-ipv6
     add rule inet wigglenet forward-ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
     add rule inet wigglenet forward-ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname != "wigglenet" ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname != "wigglenet" ct state invalid,untracked ip daddr != @own-ipv4 counter drop
     add rule inet wigglenet forward-ipv4 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward-ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
@@ -176,6 +178,8 @@ test("a cluster of two nodes: what the first is told", async () => {
     add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
     add rule inet wigglenet forward-ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
     add rule inet wigglenet forward-ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname != "wigglenet" ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname != "wigglenet" ct state invalid,untracked ip6 daddr != @own-ipv6 counter drop
     add rule inet wigglenet forward-ipv6 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet forward-ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop

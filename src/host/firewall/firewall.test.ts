@@ -38,14 +38,14 @@ function commands(backend: Backend, observed: ObservedFirewall, tweak: Tweak = {
   });
 }
 
-const byNftables = ["nft +111 -0"];
+const byNftables = ["nft +115 -0"];
 const sets = ["ipset +24 -0"];
 const chains = (variant: string) => [
   `iptables-${variant}-restore *mangle +9 -0`,
-  `iptables-${variant}-restore *filter +21 -0`,
+  `iptables-${variant}-restore *filter +23 -0`,
   `iptables-${variant}-restore *nat +4 -0`,
   `ip6tables-${variant}-restore *mangle +11 -0`,
-  `ip6tables-${variant}-restore *filter +32 -0`,
+  `ip6tables-${variant}-restore *filter +34 -0`,
   `ip6tables-${variant}-restore *nat +4 -0`,
 ];
 const noChains = (variant: string) => [

@@ -36,6 +36,8 @@ describe("from nothing", () => {
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set ! --match-set WIGGLENET-unencrypted-ipv4 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
+      -A WIGGLENET-FILTER -i wigglenet ! -o wigglenet -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -A WIGGLENET-FILTER -i wigglenet ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst 10.1.0.0/24 -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
@@ -100,6 +102,8 @@ describe("from nothing", () => {
       -A WIGGLENET-INPUT ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-FILTER ! -i wigglenet -m set --match-set WIGGLENET-remote-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set ! --match-set WIGGLENET-unencrypted-ipv6 src -j DROP
       -A WIGGLENET-FILTER ! -i veth+ -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
+      -A WIGGLENET-FILTER -i wigglenet ! -o wigglenet -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -A WIGGLENET-FILTER -i wigglenet ! -o wigglenet -m conntrack --ctstate INVALID,UNTRACKED -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FILTER -i veth+ -o wigglenet -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i wigglenet -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -A WIGGLENET-FILTER -i veth+ ! -o wigglenet -m connmark --mark 0x2000000/0x2000000 -m conntrack --ctdir ORIGINAL -m conntrack --ctrepldst fd00:1::/64 -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
@@ -233,7 +237,7 @@ describe("what was listed", () => {
     ["iptables-nft", listedNft],
     ["iptables-legacy", listedLegacy],
   ])("%s -S: the rules that were loaded", (_, listed) => {
-    expect(both.length).toBe(36);
+    expect(both.length).toBe(40);
     expect(parseChain(listed)).toEqual(both);
   });
 

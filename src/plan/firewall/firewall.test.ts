@@ -55,6 +55,8 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
     forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
     forward: from @own, notFrom @hosts, notIn veth+: drop
+    forward: in wigglenet, notOut wigglenet, notTo @own, destinationTranslated false: drop
+    forward: in wigglenet, notOut wigglenet, notTo @own, state invalid: drop
     forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection
     forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection
     forward: in veth+, notOut wigglenet, connectionMarked, notTo @own, direction original, repliesTo @own: drop
@@ -203,6 +205,7 @@ describe("what was in the tunnel", () => {
       expect(rules).toEqual([
         ...(marked.includes(family)
           ? [
+              "forward: in wigglenet, notOut wigglenet, notTo @own, state invalid: drop",
               "forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection",
               "forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection",
               `forward: ${outside}, direction original, repliesTo @own: drop`,
@@ -268,7 +271,9 @@ test("offload: own pods' flows, into the tunnel or to where it does not lead", (
   const verdicts = rulesOf(firewall(input({ flowtable, filter: { ipv4: true, ipv6: true } })))
     .filter((rule) => rule.family === "ipv4" && rule.hook === "forward")
     .map((rule) => rule.verdict);
-  expect(verdicts.slice(0, 9)).toEqual([
+  expect(verdicts.slice(0, 11)).toEqual([
+    "drop",
+    "drop",
     "drop",
     "drop",
     "mark-connection",

@@ -94,6 +94,7 @@ function noPlaintext(link: string, family: Family): HookRule[] {
     match,
     verdict,
   });
+  const passingOn: Conditions = { in: link, notOut: link, notTo: ["@own"] };
   return [
     // Of pods only: a link of that name without a pod has its own sources behind it. Neighbour discovery has others.
     ...(family === "ipv6"
@@ -108,6 +109,9 @@ function noPlaintext(link: string, family: Family): HookRule[] {
     rule("forward", "drop", { from: "@remote", notFrom: ["@hosts", "@unencrypted"], notIn: link }),
     // What claims to be an own pod comes from one.
     rule("forward", "drop", { from: "@own", notFrom: ["@hosts"], notIn: podLinks }),
+    // Sent here for an address that this node has no more: it would go on to whoever has it now.
+    rule("forward", "drop", { ...passingOn, destinationTranslated: false }),
+    rule("forward", "drop", { ...passingOn, state: "invalid" }),
     // Replies of translated connections go the way they came.
     rule("postrouting", "pass", {
       notOut: link,
