@@ -177,3 +177,48 @@ test("a rule ahead of ours that catches pods' packets is named, and when it is g
     ip rule delete priority 2001`;
   await until("that to be over", () => said().at(-1)?.msg === "a finding is over");
 });
+
+test("what another plugin left in the addresses of this node's pods is named, and when it is gone; its other links are not", async () => {
+  const [own4 = "", own6 = ""] = ipv4First(await node.podCIDRs());
+  const at = (prefix: string, host: string) =>
+    prefix.replace(/(::|\.0)\/\d+$/, prefix.includes(":") ? `::${host}` : `.${host}`);
+  const restarted = async () => {
+    await node.stopAgent();
+    node.startAgent();
+    await node.inSync();
+    return node.agentLog().filter((line) => line.topic === "foreign links");
+  };
+  // A bridge of Docker's, an address alone as flannel.1 has it, pods of another network.
+  await node.namespace.ip(
+    "link add docker0 type bridge",
+    "link set docker0 up",
+    "address add 172.17.0.1/16 dev docker0",
+    "link add flannel.1 type vxlan id 1 dstport 8472 dev eth0",
+    `address add ${at(own4, "64")}/32 dev flannel.1`,
+    "link set flannel.1 up",
+    "route add 172.18.0.5/32 dev docker0",
+  );
+  expect(await restarted()).toEqual([]);
+  await node.namespace.ip(
+    "link add cni0 type bridge",
+    `address add ${at(own4, "77")}/24 dev cni0`,
+    `address add ${at(own6, "77")}/64 dev cni0 nodad`,
+    "link set cni0 up",
+    "link add cali123 type bridge",
+    "link set cali123 up",
+    `route add ${at(own4, "99")}/32 dev cali123`,
+    `route add ${at(own6, "99")}/128 dev cali123`,
+  );
+  const found = [
+    `cni0 has ${at(own4, "77")}/24`,
+    `cni0 has ${at(own6, "77")}/64`,
+    `${at(own4, "99")} is behind cali123`,
+    `${at(own6, "99")} is behind cali123`,
+  ];
+  expect(await restarted()).toEqual([expect.objectContaining({ level: "warn", found })]);
+  expect(await lab.unreached(pairs)).toEqual([]);
+  await node.namespace.ip(
+    ...["cni0", "cali123", "flannel.1", "docker0"].map((name) => `link delete ${name}`),
+  );
+  expect(await restarted()).toEqual([]);
+});

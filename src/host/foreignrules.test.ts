@@ -37,6 +37,35 @@ test.each<[title: string, rule: object, named: string | undefined]>([
   ["from others", { priority: 9, src: "198.51.100.7", table: "77" }, undefined],
   ["by a mark", { priority: 9, src: "all", fwmark: "0x7", fwmask: "0xff", table: "77" }, undefined],
   ["that is one of ours, by somebody else", { priority: 2460, src: "all", table: "24600" }, undefined],
+  [
+    "of a protocol",
+    { priority: 9, src: "all", ipproto: "6", table: "77" },
+    "9: from all ipproto 6 lookup 77",
+  ],
+  ["of a port", { priority: 9, src: "all", dport: 443, table: "77" }, "9: from all dport 443 lookup 77"],
+  [
+    "of a service type",
+    { priority: 9, src: "all", tos: "0x10", table: "77" },
+    "9: from all tos 0x10 lookup 77",
+  ],
+  [
+    "by a pod's link",
+    { priority: 9, src: "all", iif: "veth0a1b2c3d", table: "77" },
+    "9: from all iif veth0a1b2c3d lookup 77",
+  ],
+  [
+    "by the tunnel",
+    { priority: 9, src: "all", iif: "wigglenet", table: "77" },
+    "9: from all iif wigglenet lookup 77",
+  ],
+  ["by another link", { priority: 9, src: "all", iif: "eth0", table: "77" }, undefined],
+  [
+    "of this node's own programs",
+    { priority: 9, src: "all", iif: "lo", uid_start: 0, uid_end: 5, table: "77" },
+    undefined,
+  ],
+  ["of a port of others", { priority: 9, src: "198.51.100.7", dport: 443, table: "77" }, undefined],
+  ["of a port with a mark", { priority: 9, src: "all", dport: 443, fwmark: "0x7", table: "77" }, undefined],
   ["of a VRF", { priority: 1000, src: "all", l3mdev: null }, undefined],
 ])("a rule %s", (_, rule, named) => {
   const ours = [

@@ -27,6 +27,9 @@ test("what the main table says: gateways, links of default routes, prefixes on l
     "2001:db8:1::/64 dev eth0 proto 2 metric 256 pref medium",
     "fd00:1:0:1::9 via 2001:db8:1::1 dev eth0 proto 246 metric 1024 onlink pref medium",
     "default via fe80::1 dev eth2 proto 9 metric 1024 pref medium",
+    "10.1.0.9 dev cali12ab scope 253 ",
+    "7 10.1.0.10 proto 80 ",
+    "fd00:1::9 dev lxc1 metric 1024 pref medium",
     "",
   ];
   for (const line of lines) read(line);
@@ -35,5 +38,9 @@ test("what the main table says: gateways, links of default routes, prefixes on l
     defaultGateways: ["192.0.2.1", "fe80::1"],
     onLink: ["192.0.2.0/24", "2001:db8:1::/64"],
     defaultLinks: ["eth0", "eth2"],
+    hostRoutes: [
+      { address: "10.1.0.9", link: "cali12ab" },
+      { address: "fd00:1::9", link: "lxc1" },
+    ],
   });
 });
