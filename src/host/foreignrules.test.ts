@@ -75,5 +75,7 @@ test.each<[title: string, rule: object, named: string | undefined]>([
   ];
   const listed = [rule as (typeof ours)[0], ...ours].toSorted((a, b) => a.priority - b.priority);
   const observed = parseRules("ipv4", JSON.stringify(listed));
-  expect(catchingRules(observed, { routes, rules }, ["192.0.2.5"])).toEqual(named ? [named] : []);
+  expect(catchingRules(observed, { routes, rules }, ["192.0.2.5"], "wigglenet")).toEqual(
+    named ? [named] : [],
+  );
 });

@@ -2,6 +2,7 @@
 
 import { overlaps } from "../net/address.ts";
 import { lastPriority, podTable, type Route, type Rule, ruleKey } from "../plan/overlay/routes.ts";
+import { isPodLink } from "../plan/own.ts";
 import type { Findings } from "../report/findings.ts";
 import type { Links } from "./link.ts";
 import type { Resource } from "./resource.ts";
@@ -20,14 +21,16 @@ const local = "255";
  * @param rules all of the kernel's, in its order
  * @param desired of the plan
  * @param own addresses of this node, from which its programs answer pods
+ * @param tunnel the tunnel's link
  */
 export function reportForeignRules(
   findings: Findings,
   rules: readonly ObservedRule[],
   desired: WantedRoutes,
   own: readonly string[],
+  tunnel: string,
 ): void {
-  const names = catchingRules(settledRules(desired.rules, rules), desired, own);
+  const names = catchingRules(settledRules(desired.rules, rules), desired, own, tunnel);
   findings.report(
     "foreign rules",
     names.length > 0
@@ -40,11 +43,12 @@ export function reportForeignRules(
   );
 }
 
-/** Those that match packets to or from pods by addresses alone, as `ip -N rule` shows them. */
+/** Those that match all packets to or from pods, or all of a kind, as `ip -N rule` shows them. */
 export function catchingRules(
   rules: readonly ObservedRule[],
   { routes, rules: wanted }: WantedRoutes,
   own: readonly string[],
+  tunnel: string,
 ): string[] {
   let found: string[] | undefined;
   const podCidrs = () => {
@@ -65,6 +69,8 @@ export function catchingRules(
       // "Not this mark", as wg-quick has it, is all of ours.
       if (rule.inverted) return true;
       if (rule.narrowed) return false;
+      // `lo`: of what this node itself sends.
+      if (rule.iif !== undefined && !isPodLink(rule.iif) && !["lo", tunnel].includes(rule.iif)) return false;
       if (rule.goto !== undefined && rule.goto <= lastPriority - 2) return false;
       return meets(rule.to, podCidrs) && (meets(rule.from, podCidrs) || meets(rule.from, () => own));
     })
@@ -73,11 +79,13 @@ export function catchingRules(
 
 /** Rules of others that come before ours: none of ours to change, they are named. */
 export class ForeignRules implements Resource<WantedRoutes> {
+  readonly #tunnel: string;
   readonly #routes: Routes;
   readonly #links: Links;
   readonly #findings: Findings;
 
-  constructor(routes: Routes, links: Links, findings: Findings) {
+  constructor(tunnel: string, routes: Routes, links: Links, findings: Findings) {
+    this.#tunnel = tunnel;
     this.#routes = routes;
     this.#links = links;
     this.#findings = findings;
@@ -89,6 +97,6 @@ export class ForeignRules implements Resource<WantedRoutes> {
   async add(desired: WantedRoutes): Promise<void> {
     const { rules } = await this.#routes.observe();
     const own = (await this.#links.observe()).flatMap((link) => link.addresses.map((each) => each.address));
-    reportForeignRules(this.#findings, rules, desired, own);
+    reportForeignRules(this.#findings, rules, desired, own, this.#tunnel);
   }
 }

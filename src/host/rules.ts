@@ -14,7 +14,9 @@ export interface ObservedRule extends Rule {
   /** What it matches by addresses; undefined for any. */
   from: string | undefined;
   to: string | undefined;
-  /** Whether it matches by something else too: a mark, a link, a user, a port. */
+  /** The link that it matches packets of. */
+  iif: string | undefined;
+  /** Whether it matches by what nobody can tell of pods' packets: a mark, a user, the link that they leave by. */
   narrowed: boolean;
   inverted: boolean;
   /** The table that it looks in; undefined if it does something else, such as to prohibit. */
@@ -70,6 +72,7 @@ export function parseRules(family: Family, output: string): ObservedRule[] {
     ours: entry.protocol === protocol,
     from: prefixOf(entry.src, entry.srclen),
     to: prefixOf(entry.dst, entry.dstlen),
+    iif: entry.iif,
     narrowed: narrowing.some((name) => entry[name] !== undefined),
     inverted: entry.not !== undefined,
     table: entry.goto === undefined && entry.action === undefined ? entry.table : undefined,
@@ -78,20 +81,7 @@ export function parseRules(family: Family, output: string): ObservedRule[] {
   }));
 }
 
-const narrowing = [
-  "tos",
-  "fwmark",
-  "iif",
-  "oif",
-  "l3mdev",
-  "uid_start",
-  "ipproto",
-  "sport",
-  "sport_start",
-  "dport",
-  "dport_start",
-  "tun_id",
-] as const;
+const narrowing = ["fwmark", "oif", "l3mdev", "uid_start", "tun_id"] as const;
 
 /** In the order of `ip -N rule`, as which it is told by the monitor, and in which a deletion names it. */
 function textOf(entry: IpRule, family: Family): string {
@@ -186,6 +176,7 @@ const plain = {
   ours: true,
   from: undefined,
   to: undefined,
+  iif: undefined,
   narrowed: false,
   inverted: false,
   suppressed: -1,

@@ -2,6 +2,7 @@
 import { compareAddresses, type Family, familyOf, parseAddress, parsePrefix } from "../net/address.ts";
 import type { Underlay as Neighbourhood } from "../net/lookup.ts";
 import { peerEndpoints, type UnderlayInput, underlayMtu } from "../plan/identity.ts";
+import { isPodLink } from "../plan/own.ts";
 import { CommandError } from "./command.ts";
 import type { Reader } from "./executor.ts";
 import type { Reason, Resource } from "./resource.ts";
@@ -15,7 +16,16 @@ const rereadAfter = 600_000;
 export interface UnderlayRoutes extends Neighbourhood {
   /** Names of the links of the default routes. */
   defaultLinks: readonly string[];
+  /** To single addresses on links, as other plugins have them for their pods; a thousand at most. */
+  hostRoutes: readonly HostRoute[];
 }
+
+export interface HostRoute {
+  address: string;
+  link: string;
+}
+
+const mostHostRoutes = 1_000;
 
 export class Underlay implements Resource<unknown> {
   readonly #reader: Reader;
@@ -107,6 +117,7 @@ export function mainReader(link: string): { read(line: string): void; result(): 
     onLink: new Set<string>(),
     defaultLinks: new Set<string>(),
   };
+  const hostRoutes: HostRoute[] = [];
   return {
     read(line) {
       const [destination = ""] = line.split(" ", 1);
@@ -119,13 +130,19 @@ export function mainReader(link: string): { read(line: string): void; result(): 
       if (destination === "default") {
         for (const address of gateways) found.defaultGateways.add(address);
         for (const name of linksIn(line)) found.defaultLinks.add(name);
-      } else if (gateways.length === 0 && destination.includes("/")) found.onLink.add(destination);
+      } else if (gateways.length > 0) return;
+      else if (destination.includes("/")) found.onLink.add(destination);
+      else if (hostRoutes.length < mostHostRoutes) {
+        const [link = ""] = linksIn(line);
+        if (destination !== "" && !isPodLink(link)) hostRoutes.push({ address: destination, link });
+      }
     },
     result: () => ({
       gateways: canonical(found.gateways),
       defaultGateways: canonical(found.defaultGateways),
       onLink: [...found.onLink].flatMap((text) => parsePrefix(text) ?? []).sort(compareAddresses),
       defaultLinks: [...found.defaultLinks].sort(),
+      hostRoutes,
     }),
   };
 }

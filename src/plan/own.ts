@@ -46,9 +46,13 @@ export interface OwnSettings {
 // ptp names the host's side of a pod veth<8 hex digits>; its address is the pods' gateway.
 const podLink = /^veth[0-9a-f]{8}$/;
 
+export function isPodLink(name: string): boolean {
+  return podLink.test(name);
+}
+
 /** The links that are the node's own, not the tunnel's and not pods'. */
 export function nodeLinks<T extends NodeLink>(links: readonly T[], tunnel: string): T[] {
-  return links.filter((link) => link.name !== tunnel && !podLink.test(link.name));
+  return links.filter((link) => link.name !== tunnel && !isPodLink(link.name));
 }
 
 /**
@@ -62,7 +66,7 @@ export function forwardingLinks(
   defaultLinks: readonly string[],
 ): string[] {
   const outward = new Set(defaultLinks);
-  const inward = ({ name }: NodeLink) => name === tunnel || podLink.test(name);
+  const inward = ({ name }: NodeLink) => name === tunnel || isPodLink(name);
   const atNode = (link: NodeLink) => link.addresses.some((entry) => addresses.includes(entry.address));
   return links
     .filter((link) => inward(link) || outward.has(link.name) || atNode(link))

@@ -26,6 +26,7 @@ export const phases: readonly Phase[] = [
   { name: "link", add: ["sysctls", "linkSettings"], onlyIf: "pods" },
   { name: "guard", guard: ["firewall"], onlyIf: "pods" },
   { name: "foreign rules", add: ["foreignRules"], onlyIf: "pods" },
+  { name: "foreign links", add: ["foreignLinks"], onlyIf: "pods" },
   { name: "foreign routes", add: ["foreignRoutes"], onlyIf: "pods" },
   { name: "peers to add", add: ["peers"], after: ["tunnel"], onlyIf: "pods" },
   // A route to peers that are not there would lead nowhere.

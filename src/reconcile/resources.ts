@@ -8,6 +8,7 @@ import type { Executor, Perform } from "../host/executor.ts";
 import { FlowTable } from "../host/firewall/flowtable.ts";
 import { HostPorts } from "../host/firewall/hostports.ts";
 import { HostFirewall } from "../host/firewall/resource.ts";
+import { ForeignLinks } from "../host/foreignlinks.ts";
 import { ForeignRoutes } from "../host/foreignroutes.ts";
 import { ForeignRules } from "../host/foreignrules.ts";
 import { Ipv6Sysctls } from "../host/ipv6.ts";
@@ -71,6 +72,7 @@ export function resourcesOf(means: Means) {
   const routes = new Routes({ reader: executor, link, families, perform });
   const flowTable = new FlowTable(links, executor, perform);
   const written = () => flowTable.written();
+  const underlay = new Underlay(executor, link, families);
   const annotations = new Annotations({ config, nodes, executor, annotate, findings });
   const ipv6InTunnel = !config.firewallOnly && !config.nativeRouting.ipv6;
   const own = { publicKey: means.publicKey ?? "", privateKeyPath, port };
@@ -83,7 +85,7 @@ export function resourcesOf(means: Means) {
       link: ipv6InTunnel ? link : undefined,
       perform,
     }),
-    underlay: new Underlay(executor, link, families),
+    underlay,
     tunnelLink: new TunnelLink({
       name,
       mode: config.wireguard,
@@ -105,7 +107,8 @@ export function resourcesOf(means: Means) {
       log,
     }),
     routes,
-    foreignRules: new ForeignRules(routes, links, findings),
+    foreignRules: new ForeignRules(link, routes, links, findings),
+    foreignLinks: new ForeignLinks(links, underlay, findings),
     foreignRoutes: new ForeignRoutes(executor, families, findings),
     firewall: new HostFirewall({ config, findings, executor, perform, written }),
     flowTable,
