@@ -342,32 +342,6 @@ test("a folder in the place of the file is named with the remedy, and the file i
   await says(200, "ok");
 });
 
-test("hostPorts that lose their rules are named, until their pods have new ones or are gone", async () => {
-  const ports = (["tcp", "udp"] as const).map((protocol) => ({ hostPort: 8080, containerPort: 7, protocol }));
-  await node.pod("plain");
-  await node.pod("served", { ports });
-  const reached = async () => {
-    const paths = lab.paths([[lab.outside, node]], { protocols: ["tcp", "udp"] });
-    const tried = paths.map((path) => lab.reach(path.from, path.to, { ...path, port: 8080, timeout: 1000 }));
-    return (await Promise.all(tried)).filter(({ ok }) => ok).length;
-  };
-  expect(await reached()).toBe(4);
-  await twoResyncs();
-  expect(await readyz()).toEqual({ status: 200, text: "ok\n" });
-  for (const flush of ["nft flush ruleset", "iptables-nft -t nat -F", "ip6tables-nft -t nat -F"]) {
-    await node.$`/bin/sh -ec ${flush}`;
-    await says(200, "ok\nwarning: hostPorts of pods have lost their rules", "tcp 8080, udp 8080");
-    expect(await reached()).toBeLessThan(4);
-    await node.pods.get("served")!.remove();
-    await until("nothing to be said", async () => (await readyz()).text === "ok\n");
-    await node.pod("served", { ports });
-    expect(await reached()).toBe(4);
-    await twoResyncs();
-    expect(await readyz()).toEqual({ status: 200, text: "ok\n" });
-  }
-  for (const pod of [...node.pods.values()]) await pod.remove();
-});
-
 test("where /etc is read-only but for the CNI folder, the key may be elsewhere, and what to set is said", async () => {
   await node.stopAgent();
   await node.$`mount --bind /etc /etc && mount --bind /etc/cni/net.d /etc/cni/net.d && mount -o remount,ro,bind /etc`;
