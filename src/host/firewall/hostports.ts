@@ -69,7 +69,7 @@ async function portmapRules(reader: Reader, family: Family): Promise<string | un
     // Not by iptables-nft: of a table that is not there it says that it is incompatible.
     rulesOf(() => $`nft list chain ${table} nat CNI-HOSTPORT-DNAT`),
     // Asked for nothing it would load its tables.
-    legacy ? rulesOf(() => $`${name}-legacy -t nat -S CNI-HOSTPORT-DNAT`) : "",
+    legacy ? rulesOf(() => $`${`${name}-legacy`} -w 10 -t nat -S CNI-HOSTPORT-DNAT`) : "",
   ]);
   return texts.includes(undefined) ? undefined : texts.join("\n");
 }
