@@ -128,6 +128,17 @@ describe("requests", () => {
     expect([code, text]).toEqual([status, message]);
   });
 
+  test("a server that cannot be reached is named, and why, without the runtime's guesses", async () => {
+    const client = api.client();
+    await api.stop();
+    const error = await client.json({ path }).catch((thrown: NodeJS.ErrnoException) => thrown);
+    expect(error).toMatchObject({
+      code: "ECONNREFUSED",
+      message: `the API server ${client.server} cannot be reached: ECONNREFUSED`,
+    });
+    api.start();
+  });
+
   test("a signal ends a request", async () => {
     api.intercept = () => new Response(new ReadableStream());
     const stop = new AbortController();
