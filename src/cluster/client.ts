@@ -113,7 +113,7 @@ export class ApiClient {
     if (tokenFile) headers.set("Authorization", `Bearer ${readFileSync(tokenFile, "utf8").trim()}`);
     if (options.auth) headers.set("Authorization", `Basic ${btoa(options.auth)}`);
     if (request.contentType) headers.set("Content-Type", request.contentType);
-    return await fetch(this.server + request.path, {
+    const answer = fetch(this.server + request.path, {
       method: request.method ?? "GET",
       headers,
       ...(request.body === undefined ? {} : { body: request.body }),
@@ -127,6 +127,12 @@ export class ApiClient {
         ...(options.servername ? { serverName: options.servername } : {}),
         ...(options.rejectUnauthorized === false ? { rejectUnauthorized: false } : {}),
       },
+    });
+    return await answer.catch((error: NodeJS.ErrnoException) => {
+      // The runtime says "Was there a typo in the url or port?" of a network that is down.
+      if (!/^E[A-Z]+$/.test(error.code ?? "")) throw error;
+      const reason = `the API server ${this.server} cannot be reached: ${error.code}`;
+      throw Object.assign(new Error(reason), { code: error.code });
     });
   }
 }
