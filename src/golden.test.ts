@@ -4,7 +4,7 @@
  */
 import { expect, test } from "bun:test";
 import pino from "pino";
-import { paperExecutor } from "./cli/dry-run.ts";
+import { dryExecutor } from "./cli/dry-run.ts";
 import type { ClusterNodes } from "./cluster/nodes.ts";
 import { readConfig } from "./config/config.ts";
 import { families } from "./net/address.ts";
@@ -82,7 +82,7 @@ test("a cluster of two nodes: what the first is told", async () => {
       ownIsThere: true,
       others: tableOf([node2]),
     } as unknown as ClusterNodes,
-    executor: paperExecutor(reader, config, (text) => told.push(text)),
+    executor: dryExecutor(reader, config, (text) => told.push(text)),
     publicKey: "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
     version: "1.0.0",
     reserved: [],

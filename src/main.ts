@@ -45,7 +45,7 @@ async function main(): Promise<void> {
   if (name === "uninstall") return await uninstall({ purge, dry });
   if (name === "install-cni") {
     const { source = "/usr/lib/cni", target = "/opt/cni/bin" } = values;
-    return await installPlugins({ source, target, paper: dry }, loggerFor("info", dry));
+    return await installPlugins({ source, target, dry }, loggerFor("info", dry));
   }
   const options = { klog, ...(kubeconfig && { kubeconfig }) };
   await (dry ? dryRun(options) : runAgent(options));

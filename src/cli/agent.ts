@@ -39,7 +39,7 @@ export async function runAgent(options: AgentOptions): Promise<never> {
     { publicKey: key?.publicKey ?? null, newKey: key?.created ?? false },
     (nodes) => ({
       ...nodeReader,
-      paper: false,
+      dry: false,
       perform: (steps) => firewall.excluding(() => perform(steps)),
       createLink: (name, mode) => createLink(name, mode, log),
       annotate: (annotations) => nodes.annotate(annotations),

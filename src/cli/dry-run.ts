@@ -12,14 +12,14 @@ import { type AgentOptions, assemble, hasTunnel, setUp } from "./setup.ts";
 const publicKeyToCome = "<public key>";
 
 /** Prints what it is given to carry out, as one could paste it into a shell. */
-export function paperExecutor(
+export function dryExecutor(
   reader: Reader,
   { nodeName, privateKeyPath }: { nodeName: string; privateKeyPath: string },
   print: (text: string) => void,
 ): Executor {
   return {
     ...reader,
-    paper: true,
+    dry: true,
     perform: async (steps) => {
       for (const step of steps) print(printStep(step));
     },
@@ -49,7 +49,7 @@ export async function dryRun(options: AgentOptions): Promise<void> {
   const { reconciler, nodes } = assemble(
     setup,
     { publicKey, newKey: publicKey === publicKeyToCome },
-    () => paperExecutor(nodeReader, config, print),
+    () => dryExecutor(nodeReader, config, print),
     noObserver,
     () => undefined,
   );

@@ -72,9 +72,9 @@ async function refuseEarlierTunnel(config: Config): Promise<void> {
     ]);
 }
 
-/** On paper the commands are the output, and only what is wrong is worth a line beside them. */
-export function loggerFor(level: string, paper: boolean): Logger {
-  return paper ? createLogger("warn", pino.destination({ dest: 2, sync: true })) : createLogger(level);
+/** In a dry run the commands are the output, and only what is wrong is worth a line beside them. */
+export function loggerFor(level: string, dry: boolean): Logger {
+  return dry ? createLogger("warn", pino.destination({ dest: 2, sync: true })) : createLogger(level);
 }
 
 /** @param wake called when a pass is due, for a reason */

@@ -1,4 +1,4 @@
-/** The one seam to the node: who reads from it and who changes it is a parameter. Real, on paper, or recorded in a test. */
+/** The one seam to the node: who reads from it and who changes it is a parameter. Real, a dry run, or recorded in a test. */
 import { readlink } from "node:fs/promises";
 import type { Config } from "../config/config.ts";
 import { $, type Command, eachLine, execute, type Step } from "./command.ts";
@@ -41,7 +41,7 @@ export interface Executor extends Reader {
   /** Annotates the own Node; null takes an annotation away. */
   annotate(annotations: Record<string, string | null>): Promise<void>;
   /** Whether nothing is really done, so that a link that was created is not there to be seen. */
-  readonly paper: boolean;
+  readonly dry: boolean;
 }
 
 /**

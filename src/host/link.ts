@@ -182,7 +182,7 @@ export class Links implements Resource<unknown> {
     return (await this.observe()).find((link) => link.name === name);
   }
 
-  /** On paper: it would be there. */
+  /** In a dry run: one that would be there. */
   async assume(link: Link): Promise<void> {
     this.#links.set([...(await this.observe()), link]);
   }

@@ -39,7 +39,7 @@ function putPlugin(folder: string, name: string, version: string): string {
 async function install(): Promise<Record<string, string | number>[]> {
   const lines: string[] = [];
   const log = pino({ base: null }, { write: (line) => lines.push(line) });
-  await installPlugins({ source, target, paper: false }, log);
+  await installPlugins({ source, target, dry: false }, log);
   return lines.map((line) => JSON.parse(line));
 }
 

@@ -75,14 +75,14 @@ const said: Record<Verdict, string> = {
   unknown: "plugin left as it is: it tells no version; remove it to have this one installed",
 };
 
-/** `wigglenet install-cni`: one log line for each plugin, or on paper a command for each that would be copied. */
+/** `wigglenet install-cni`: one log line for each plugin, or in a dry run a command for each that would be copied. */
 export async function installPlugins(
-  { source, target, paper }: { source: string; target: string; paper: boolean },
+  { source, target, dry }: { source: string; target: string; dry: boolean },
   log: Logger,
 ): Promise<void> {
   for (const plugin of await observePlugins(source, target)) {
     const steps = diffPlugin(plugin, source, target);
-    if (paper) {
+    if (dry) {
       for (const step of steps) console.log(printStep(step));
       continue;
     }

@@ -42,7 +42,7 @@ describe("of links", () => {
     ["no tunnel", { [rp]: "0\n", [dad]: "1\n" }, { skipDad: true }, { [dad]: "0" }],
     ["a kernel without IPv6", { [rp]: "0\n" }, usual, { [rp]: "2" }],
     ["no link yet", { [dad]: "0\n" }, usual, {}],
-    ["no link yet, on paper", { [dad]: "0\n" }, { ...usual, linkToCome: true }, { [rp]: "2" }],
+    ["no link yet, in a dry run", { [dad]: "0\n" }, { ...usual, linkToCome: true }, { [rp]: "2" }],
   ])("%s", async (_, present, options, written) => {
     for (const [name, value] of Object.entries(present)) put(name, value);
     expect(await diffSysctls(nodeReader, folder, options)).toEqual(

@@ -20,7 +20,7 @@ function dotted(name: string): string {
 
 /**
  * Sysctls below `root` that differ: the tunnel link's rp_filter is loose, and new links skip duplicate address
- * detection. With `linkToCome` the link may be one that is not there yet, as on paper.
+ * detection. With `linkToCome` the link may be one that is not there yet, as in a dry run.
  */
 export async function diffSysctls(
   reader: Reader,
@@ -163,7 +163,7 @@ export class Sysctls implements Resource<{ link: unknown }> {
 
   async add(desired: { link: unknown }): Promise<void> {
     const { root, link, skipDad, executor, findings, perform } = this.#means;
-    const options = desired.link ? { skipDad, link, linkToCome: executor.paper } : { skipDad };
+    const options = desired.link ? { skipDad, link, linkToCome: executor.dry } : { skipDad };
     await applySysctls(executor, root, options, findings, (steps) => perform("sysctls", steps));
   }
 }

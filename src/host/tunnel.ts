@@ -38,7 +38,7 @@ export class TunnelLink implements Resource<DesiredLink> {
     if (reason) throw new Error(reason);
     if (present) return;
     await executor.createLink(name, mode);
-    if (executor.paper) await links.assume({ name, kind: "wireguard", mtu: 0, up: false, addresses: [] });
+    if (executor.dry) await links.assume({ name, kind: "wireguard", mtu: 0, up: false, addresses: [] });
     else changed();
   }
 
@@ -75,6 +75,6 @@ export class LinkSettings implements Resource<DesiredLink> {
     if (!link || !present) return;
     const steps = diffLink(name, link, present);
     await perform("link set up", steps, link);
-    if (steps.length > 0 && !executor.paper) links.invalidate("links");
+    if (steps.length > 0 && !executor.dry) links.invalidate("links");
   }
 }

@@ -11,7 +11,7 @@ function annotations(): Annotations {
   return new Annotations({
     config: { firewallOnly: false },
     nodes: { own: { metadata: { name: "n1" } }, ownIsThere: true },
-    executor: { paper: false },
+    executor: { dry: false },
     annotate: async () => undefined,
     findings: new Findings(pino({ level: "silent" })),
   });

@@ -10,7 +10,7 @@ import { Publication } from "./publication.ts";
 interface Means {
   config: Pick<Config, "firewallOnly">;
   nodes: Pick<ClusterNodes, "own" | "ownIsThere">;
-  executor: Pick<Executor, "paper">;
+  executor: Pick<Executor, "dry">;
   /** Carries a change out, and has it logged. */
   annotate(annotations: Record<string, string | null>): Promise<void>;
   findings: Findings;
@@ -58,7 +58,7 @@ export class Annotations implements Resource<{ annotations: Record<string, strin
     } finally {
       this.mayStart =
         config.firewallOnly ||
-        executor.paper ||
+        executor.dry ||
         this.#publication.mayStart(present, wanted, published, performance.now());
     }
   }

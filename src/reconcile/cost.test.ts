@@ -49,7 +49,7 @@ beforeAll(async () => {
     nodes: Object.assign(nodes, { own }) as unknown as ClusterNodes,
     executor: {
       ...reader,
-      paper: false,
+      dry: false,
       perform: async (steps) => {
         ran.push(...steps.filter((step) => step.kind === "run"));
         published.push(...steps.flatMap((step) => (step.kind === "write" ? [step.path] : [])));

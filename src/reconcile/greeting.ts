@@ -53,8 +53,8 @@ interface Outside {
   link: string;
   /** Carries commands out; a failure is told, and the next peers are greeted all the same. */
   perform(commands: readonly Command[]): Promise<unknown>;
-  /** On paper all are greeted at once. */
-  paper: boolean;
+  /** In a dry run all are greeted at once. */
+  dry: boolean;
   /** Whether the key was made just now. */
   newKey: boolean;
   /** Whether the tunnel had no peers when the pass began: it was made just now, by us or by the node's wireguard-go. */
@@ -91,7 +91,7 @@ export class Greeter implements Resource<{ peers: ReadonlyTable<Peer> }> {
     if (this.#outside.isNew() && this.#acquainted)
       this.#greeting.begin([...peers.keys()].filter(this.#canGreet), performance.now());
     this.#acquainted ||= peers.size > 0;
-    while (this.#outside.paper && this.nextAt !== Number.POSITIVE_INFINITY) await this.greet();
+    while (this.#outside.dry && this.nextAt !== Number.POSITIVE_INFINITY) await this.greet();
   }
 
   /** Greets those that are due. Not in a pass, which a large cluster would keep waiting. */

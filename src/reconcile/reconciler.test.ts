@@ -17,7 +17,7 @@ function reconcilerOf(
   return new Reconciler({
     config: readConfig({ NODE_NAME: "n1", WIGGLENET_IFACE_NAME: "no-such-link" }),
     nodes: { complete, own, ownIsThere: true, others: new Table() } as unknown as ClusterNodes,
-    executor: { ...nodeReader, paper: false, perform: never, createLink, annotate: never },
+    executor: { ...nodeReader, dry: false, perform: never, createLink, annotate: never },
     publicKey: null,
     version: "1.0.0",
     reserved: [],

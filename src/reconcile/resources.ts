@@ -101,7 +101,7 @@ export function resourcesOf(means: Means) {
     greeter: new Greeter({
       link,
       perform: (commands) => failures.attempt("greeting", () => executor.perform(commands)),
-      paper: executor.paper,
+      dry: executor.dry,
       newKey: means.newKey,
       isNew: () => peers.wereNone,
       log,

@@ -99,10 +99,10 @@ export class FlowTable implements Resource<DesiredFlowTable> {
     if (["links", "firewall", "drift", "resync"].includes(reason)) this.#devices.forget();
   }
 
-  /** The table was written. On paper it is not there to be seen. */
+  /** The table was written. In a dry run it is not there to be seen. */
   written(): void {
     this.#devices.forget();
-    if (this.#executor.paper) this.#devices.set([]);
+    if (this.#executor.dry) this.#devices.set([]);
   }
 
   async add({ firewall: { devices } }: DesiredFlowTable): Promise<void> {
