@@ -150,7 +150,13 @@ async function firewall(node: LightNode, backend: string): Promise<string> {
       ? "nft -s list table inet wigglenet"
       : "for f in iptables ip6tables; do for t in mangle filter nat; do $f-nft -t $t -S | grep WIGGLENET; done; done";
   const text = await node.namespace.run(["/bin/sh", "-c", script]).catch(() => "");
-  return text.replaceAll(/ counter packets \d+ bytes \d+/g, "");
+  if (backend !== "nftables") return text;
+  const objects = text.replaceAll(/ counter packets \d+ bytes \d+|^table.*\n|^}\n/gm, "").split("\n\n");
+  // They are listed in the order in which they were made.
+  return objects
+    .map((object) => object.trim())
+    .sort()
+    .join("\n");
 }
 
 /** The first rule that drops lets pass, under the comment that it had. */

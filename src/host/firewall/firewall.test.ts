@@ -26,38 +26,38 @@ function left(backend: Backend, observed = untouched()): ObservedFirewall {
   return settledFirewall(backend, wanted(), observed);
 }
 
-/** Each command by its program and table, with how many lines add something and how many take something away. */
+/** Each command by its program and table, with whether it adds something (+) and takes something away (-). */
 function commands(backend: Backend, observed: ObservedFirewall, tweak: Tweak = {}): string[] {
   return diffFirewall(backend, wanted(tweak), observed).map(({ argv, stdin }) => {
     if (stdin === undefined) return argv.join(" ");
     const lines = stdin.split("\n");
-    const count = (beginning: RegExp) => lines.filter((line) => beginning.test(line)).length;
+    const has = (beginning: RegExp, sign: string) => (lines.some((line) => beginning.test(line)) ? sign : "");
     const table = lines.find((line) => line.startsWith("*"));
-    const changes = `+${count(/^-[AI] |^add|^create/)} -${count(/^-[DX] |^del|^destroy/)}`;
+    const changes = has(/^-[AI] |^add|^create/, "+") + has(/^-[DX] |^del|^destroy/, "-");
     return [argv[0], ...(table ? [table] : []), changes].join(" ");
   });
 }
 
-const byNftables = ["nft +115 -0"];
-const sets = ["ipset +24 -0"];
+const byNftables = ["nft +"];
+const sets = ["ipset +"];
 const chains = (variant: string) => [
-  `iptables-${variant}-restore *mangle +9 -0`,
-  `iptables-${variant}-restore *filter +23 -0`,
-  `iptables-${variant}-restore *nat +4 -0`,
-  `ip6tables-${variant}-restore *mangle +11 -0`,
-  `ip6tables-${variant}-restore *filter +34 -0`,
-  `ip6tables-${variant}-restore *nat +4 -0`,
+  `iptables-${variant}-restore *mangle +`,
+  `iptables-${variant}-restore *filter +`,
+  `iptables-${variant}-restore *nat +`,
+  `ip6tables-${variant}-restore *mangle +`,
+  `ip6tables-${variant}-restore *filter +`,
+  `ip6tables-${variant}-restore *nat +`,
 ];
 const noChains = (variant: string) => [
-  `iptables-${variant}-restore *mangle +0 -4`,
-  `iptables-${variant}-restore *filter +0 -4`,
-  `iptables-${variant}-restore *nat +0 -2`,
-  `ip6tables-${variant}-restore *mangle +0 -4`,
-  `ip6tables-${variant}-restore *filter +0 -4`,
-  `ip6tables-${variant}-restore *nat +0 -2`,
+  `iptables-${variant}-restore *mangle -`,
+  `iptables-${variant}-restore *filter -`,
+  `iptables-${variant}-restore *nat -`,
+  `ip6tables-${variant}-restore *mangle -`,
+  `ip6tables-${variant}-restore *filter -`,
+  `ip6tables-${variant}-restore *nat -`,
 ];
 const noTable = ["nft delete table inet wigglenet"];
-const noSets = ["ipset +0 -14"];
+const noSets = ["ipset -"];
 
 // Sets before the rules that name them, and after; the new backend's before what is left of the old one.
 test.each<[backend: Backend, from: Backend | "nothing", expected: string[]]>([
@@ -91,8 +91,11 @@ describe.each(backends)("%s", (backend) => {
 
   test("a node more is one line of one command", () => {
     const nodes = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
-    expect(commands(backend, left(backend), { nodes })).toEqual([
-      `${backend === "nftables" ? "nft" : "ipset"} +1 -0`,
+    const lines = diffFirewall(backend, wanted({ nodes }), left(backend)).map(({ stdin }) => stdin);
+    expect(lines).toEqual([
+      backend === "nftables"
+        ? "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.2 }; }\n"
+        : "add WIGGLENET-nodes-ipv4 192.0.2.2\n",
     ]);
   });
 
@@ -101,13 +104,13 @@ describe.each(backends)("%s", (backend) => {
     (variant) => {
       const dropping = { ...left(backend), dropping: [variant] };
       expect(commands(backend, dropping)).toEqual([
-        `iptables-${variant}-restore *filter +3 -0`,
-        `ip6tables-${variant}-restore *filter +3 -0`,
+        `iptables-${variant}-restore *filter +`,
+        `ip6tables-${variant}-restore *filter +`,
       ]);
       const settled = settledFirewall(backend, wanted(), dropping);
       expect(commands(backend, { ...settled, dropping: [] })).toEqual([
-        `iptables-${variant}-restore *filter +0 -2`,
-        `ip6tables-${variant}-restore *filter +0 -2`,
+        `iptables-${variant}-restore *filter -`,
+        `ip6tables-${variant}-restore *filter -`,
       ]);
     },
   );

@@ -26,6 +26,7 @@ const targets: Record<Exclude<Extract<Verdict, string>, "offload">, string> = {
 };
 
 const states = {
+  ongoing: "ESTABLISHED",
   established: "RELATED,ESTABLISHED",
   direct: "NEW,ESTABLISHED",
   invalid: "INVALID,UNTRACKED",
@@ -45,6 +46,11 @@ export function iptablesRules(
   chainName: (chain: string) => string,
 ): string[] {
   if (verdict === "offload") return [];
+  if (match.icmpv6 && match.icmpv6.length > 1)
+    return match.icmpv6.flatMap((type) => {
+      const one = { match: { ...match, icmpv6: [type] }, verdict };
+      return iptablesRules(one, family, { sets, maps }, chainName);
+    });
   const transfer = (where: Transfer) =>
     "jump" in where ? `-j ${chainName(where.jump)}` : `-g ${chainName(where.goto)}`;
   const members = (set: `@${SetName}`) =>
@@ -60,12 +66,12 @@ export function iptablesRules(
   }
   const target = typeof verdict === "string" ? `-j ${targets[verdict]}` : transfer(verdict);
   if (match.repliesTo)
-    return members(match.repliesTo).map((prefix) => rule(target, [`-m conntrack --ctrepldst ${prefix}`]));
+    return members(match.repliesTo).map((prefix) => rule(target, [`--ctrepldst ${prefix}`]));
   const excluded = (match.repliesNotTo ?? []).flatMap(members);
   return [
     rule(
       target,
-      excluded.map((prefix) => `-m conntrack ! --ctrepldst ${prefix}`),
+      excluded.map((prefix) => `! --ctrepldst ${prefix}`),
     ),
   ];
 }
@@ -91,13 +97,15 @@ function conditions(match: Conditions, family: Family, replies: readonly string[
     ...(match.connectionMarked === undefined
       ? []
       : [`-m connmark ${match.connectionMarked ? "" : "! "}${connectionMark}`]),
-    ...(match.direction ? [`-m conntrack --ctdir ${match.direction.toUpperCase()}`] : []),
+    ...tuple(match.direction, replies),
     ...(match.destinationTranslated === undefined
       ? []
       : [`-m conntrack ${match.destinationTranslated ? "" : "! "}--ctstate DNAT`]),
+    ...(match.sourceTranslated === undefined
+      ? []
+      : [`-m conntrack ${match.sourceTranslated ? "" : "! "}--ctstate SNAT`]),
     ...(match.untranslated ? ["-m conntrack --ctstatus CONFIRMED -m conntrack ! --ctstate SNAT"] : []),
     ...(match.state ? [`-m conntrack --ctstate ${states[match.state]}`] : []),
-    ...replies,
     ...set("src", match.from),
     ...notFrom.flatMap((value) => set("src", value, "! ")),
     ...set("dst", match.to),
@@ -105,6 +113,18 @@ function conditions(match: Conditions, family: Family, replies: readonly string[
     ...(match.icmpv6 === undefined ? [] : [`-m icmp6 --icmpv6-type ${match.icmpv6}`]),
     ...(match.spoofed ? ["-m rpfilter --invert"] : []),
   ];
+}
+
+/**
+ * One match where that is enough. None of them with a state: of a packet without a connection the kernel asks that alone,
+ * and the rest would hold.
+ */
+function tuple(direction: Conditions["direction"], replies: readonly string[]): string[] {
+  const ofDirection = direction ? [`--ctdir ${direction.toUpperCase()}`] : [];
+  const [first, ...others] = replies;
+  return [[...(first ? [first] : []), ...ofDirection].join(" "), ...others]
+    .filter(Boolean)
+    .map((match) => `-m conntrack ${match}`);
 }
 
 /** A line of `iptables -v -S CHAIN` as a rule, without its comment and what it has counted; undefined if it is none. */

@@ -84,18 +84,28 @@ describe("desired and observed → transaction", () => {
       "masquerade is switched off: single rules go",
       off,
       settled(),
-      ["forward-ipv4", "forward-ipv6", "srcnat-ipv4", "srcnat-ipv6"].flatMap((chain) => gone(chain, {}, off)),
+      [
+        ...["srcnat-ipv4", "srcnat-ipv6", "from-pods-ipv4", "from-pods-ipv6"].flatMap((chain) =>
+          gone(chain, {}, off),
+        ),
+        "flush chain inet wigglenet outward-ipv4",
+        "flush chain inet wigglenet outward-ipv6",
+        "delete chain inet wigglenet outward-ipv4",
+        "delete chain inet wigglenet outward-ipv6",
+      ],
     ],
     [
       "of one family alone, and not at random: rules are replaced",
       other,
       settled(),
       [
-        ...gone("forward-ipv6", {}, other),
         "flush chain inet wigglenet srcnat-ipv4",
         ...rules(other, "srcnat-ipv4"),
         "flush chain inet wigglenet srcnat-ipv6",
         ...rules(other, "srcnat-ipv6"),
+        ...gone("from-pods-ipv6", {}, other),
+        "flush chain inet wigglenet outward-ipv6",
+        "delete chain inet wigglenet outward-ipv6",
       ],
     ],
     [
@@ -173,11 +183,7 @@ describe("desired and observed → transaction", () => {
           input: { ...there.chains.input!, rules: there.chains.input!.rules.slice(0, 1) },
         },
       },
-      [
-        "add chain inet wigglenet input-ipv6",
-        "add rule inet wigglenet input meta nfproto ipv6 goto input-ipv6",
-        ...rules({}, "input-ipv6"),
-      ],
+      ["add chain inet wigglenet input-ipv6", ...rules({}, "input").slice(1), ...rules({}, "input-ipv6")],
     ],
     [
       "rules that were made since the table was listed have no handle: their chain is filled anew",
@@ -225,30 +231,35 @@ describe("desired and observed → transaction", () => {
   });
 
   const flowtable = { devices: ["eth0"], packets: 9 };
+  const elsewhere = "ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4";
   const offload = "ct state established,related ip saddr @own-ipv4 ct packets > 9 flow add @fastpath";
+  const offloading = ["tunnelled", "from-pods-ipv4", "from-pods-ipv6"];
   test("flows are offloaded: a flow table comes before the rules that name it, and goes after them", () => {
     const all = lines(desired({ flowtable }), settled());
     expect(all[0]).toBe("add flowtable inet wigglenet fastpath { hook ingress priority 0; }");
-    expect(all.filter((line) => line.includes("saddr @own-ipv4") && line.includes("@fastpath"))).toEqual([
-      `add rule inet wigglenet forward-ipv4 iifname "veth*" oifname "wigglenet" ${offload}`,
-      `add rule inet wigglenet forward-ipv4 iifname "veth*" ${offload.replace("ct packets", "ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ct packets")}`,
+    const made = rules({ flowtable }, "from-pods-ipv4").filter((line) => line.includes("@fastpath"));
+    expect(made.map(textOf)).toEqual([
+      `oifname "wigglenet" ${offload}`,
+      `oifname "veth*" ${offload.replace("ct packets", `ip daddr @own-ipv4 ${elsewhere} ct packets`)}`,
+      offload.replace("ct packets", `${elsewhere} ct packets`),
     ]);
+    expect(rules({ flowtable }, "tunnelled").map(textOf)[0]).toBe(
+      'iifname "veth*" oifname "wigglenet" ct state established,related ct packets > 9 flow add @fastpath',
+    );
     expect(diffRuleset(desired({ flowtable }), settled({ flowtable }))).toEqual([]);
     const off = lines(desired(), settled({ flowtable }));
     expect(off.at(-1)).toBe("delete flowtable inet wigglenet fastpath");
-    expect(off.slice(0, -1).filter((line) => !line.startsWith("delete rule"))).toEqual([]);
+    expect(off.filter((line) => line.includes("fastpath"))).toEqual(off.slice(-1));
   });
 
   test("another address is a node's: what was offloaded to it is looked at again, in the same transaction", () => {
     const settings = { flowtable, nodes: ["192.0.2.1", "192.0.2.2", "2001:db8::1"] };
     expect(lines(desired(settings), settled({ flowtable }))).toEqual([
-      "flush chain inet wigglenet forward-ipv4",
-      "flush chain inet wigglenet forward-ipv6",
+      ...offloading.map((chain) => `flush chain inet wigglenet ${chain}`),
       "delete flowtable inet wigglenet fastpath",
       "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
       "add set inet wigglenet nodes-ipv4 { type ipv4_addr; elements = { 192.0.2.2 }; }",
-      ...rules(settings, "forward-ipv4"),
-      ...rules(settings, "forward-ipv6"),
+      ...offloading.flatMap((chain) => rules(settings, chain)),
     ]);
     expect(lines(desired({ flowtable }), settled(settings))).toEqual([
       "flush set inet wigglenet nodes-ipv4",
@@ -258,14 +269,14 @@ describe("desired and observed → transaction", () => {
 
   test("other rules at forward: what the earlier ones let be offloaded passes the new ones", () => {
     const observed = settled({ flowtable });
-    observed.chains["forward-ipv4"]!.rules.splice(3, 1);
+    observed.chains["guards-ipv4"]!.rules.splice(3);
     expect(lines(desired({ flowtable }), observed)).toEqual([
-      "flush chain inet wigglenet forward-ipv4",
-      "flush chain inet wigglenet forward-ipv6",
+      ...offloading.map((chain) => `flush chain inet wigglenet ${chain}`),
       "delete flowtable inet wigglenet fastpath",
       "add flowtable inet wigglenet fastpath { hook ingress priority 0; }",
-      ...rules({ flowtable }, "forward-ipv4"),
-      ...rules({ flowtable }, "forward-ipv6"),
+      ...rules({ flowtable }, "tunnelled"),
+      ...rules({ flowtable }, "guards-ipv4").slice(3),
+      ...["from-pods-ipv4", "from-pods-ipv6"].flatMap((chain) => rules({ flowtable }, chain)),
     ]);
   });
 

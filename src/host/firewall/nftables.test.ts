@@ -31,91 +31,63 @@ test("the table, from nothing", () => {
     add chain inet wigglenet input-ipv4
     add chain inet wigglenet input-ipv6
     add chain inet wigglenet forward { type filter hook forward priority 0; policy accept; }
-    add chain inet wigglenet forward-ipv4
-    add chain inet wigglenet forward-ipv6
     add chain inet wigglenet postrouting { type filter hook postrouting priority -150; policy accept; }
     add chain inet wigglenet postrouting-ipv4
     add chain inet wigglenet postrouting-ipv6
     add chain inet wigglenet srcnat { type nat hook postrouting priority 100; policy accept; }
     add chain inet wigglenet srcnat-ipv4
     add chain inet wigglenet srcnat-ipv6
+    add chain inet wigglenet from-own-ipv4
+    add chain inet wigglenet from-own-ipv6
+    add chain inet wigglenet tunnelled
+    add chain inet wigglenet tunnelled-ipv4
+    add chain inet wigglenet tunnelled-ipv6
+    add chain inet wigglenet guards
+    add chain inet wigglenet guards-ipv4
+    add chain inet wigglenet guards-ipv6
+    add chain inet wigglenet from-pods
+    add chain inet wigglenet from-pods-ipv4
+    add chain inet wigglenet from-pods-ipv6
+    add chain inet wigglenet outward-ipv4
+    add chain inet wigglenet outward-ipv6
+    add chain inet wigglenet from-tunnel
+    add chain inet wigglenet from-tunnel-ipv4
+    add chain inet wigglenet from-tunnel-ipv6
+    add chain inet wigglenet to-nodes-ipv4
+    add chain inet wigglenet to-nodes-ipv6
+    add rule inet wigglenet prerouting iifname != "veth*" accept
     add rule inet wigglenet prerouting meta nfproto ipv4 goto prerouting-ipv4
     add rule inet wigglenet prerouting meta nfproto ipv6 goto prerouting-ipv6
-    add rule inet wigglenet prerouting-ipv4 iifname "veth*" ip saddr != @own-ipv4 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting-ipv4 ct direction original ct reply ip daddr @own-ipv4 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting-ipv4 ct direction reply ct status & dnat == 0 ip saddr @own-ipv4 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr fe80::/10 accept
-    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr ::/128 accept
-    add rule inet wigglenet prerouting-ipv6 iifname "veth*" ip6 saddr != @own-ipv6 fib saddr . iif oif missing counter drop
-    add rule inet wigglenet prerouting-ipv6 ct direction original ct reply ip6 daddr @own-ipv6 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
-    add rule inet wigglenet prerouting-ipv6 ct direction reply ct status & dnat == 0 ip6 saddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet prerouting-ipv4 ip saddr @own-ipv4 goto from-own-ipv4
+    add rule inet wigglenet prerouting-ipv4 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet prerouting-ipv6 ip6 saddr @own-ipv6 goto from-own-ipv6
+    add rule inet wigglenet prerouting-ipv6 ip6 saddr fe80::/10 accept
+    add rule inet wigglenet prerouting-ipv6 ip6 saddr ::/128 accept
+    add rule inet wigglenet prerouting-ipv6 fib saddr . iif oif missing counter drop
+    add rule inet wigglenet input iifname "lo" accept
+    add rule inet wigglenet input iifname "veth*" accept
     add rule inet wigglenet input meta nfproto ipv4 goto input-ipv4
     add rule inet wigglenet input meta nfproto ipv6 goto input-ipv6
-    add rule inet wigglenet input-ipv4 iifname "lo" accept
-    add rule inet wigglenet input-ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet input-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet input-ipv4 iifname "wigglenet" accept
     add rule inet wigglenet input-ipv4 ip saddr @unencrypted-ipv4 accept
-    add rule inet wigglenet input-ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet input-ipv6 iifname "lo" accept
-    add rule inet wigglenet input-ipv6 icmpv6 type 133 accept
-    add rule inet wigglenet input-ipv6 icmpv6 type 134 accept
-    add rule inet wigglenet input-ipv6 icmpv6 type 135 accept
-    add rule inet wigglenet input-ipv6 icmpv6 type 136 accept
-    add rule inet wigglenet input-ipv6 icmpv6 type 137 accept
-    add rule inet wigglenet input-ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet input-ipv4 ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet input-ipv6 icmpv6 type { 133, 134, 135, 136, 137 } accept
+    add rule inet wigglenet input-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet input-ipv6 iifname "wigglenet" accept
     add rule inet wigglenet input-ipv6 ip6 saddr @unencrypted-ipv6 accept
-    add rule inet wigglenet input-ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward meta nfproto ipv4 goto forward-ipv4
-    add rule inet wigglenet forward meta nfproto ipv6 goto forward-ipv6
-    add rule inet wigglenet forward-ipv4 iifname != "wigglenet" ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 iifname != "veth*" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname != "wigglenet" ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname != "wigglenet" ct state invalid,untracked ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward-ipv4 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct state invalid,untracked ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
-    add rule inet wigglenet forward-ipv4 ct state established,related ip daddr @own-ipv4 accept
-    add rule inet wigglenet forward-ipv4 ct status & dnat != 0 ip daddr @own-ipv4 accept
-    add rule inet wigglenet forward-ipv4 iifname "veth*" ip daddr @own-ipv4 accept
-    add rule inet wigglenet forward-ipv4 iifname "wigglenet" ip daddr @own-ipv4 accept
-    add rule inet wigglenet forward-ipv4 ip daddr @own-ipv4 counter drop
-    add rule inet wigglenet forward-ipv6 iifname != "wigglenet" ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 iifname != "veth*" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname != "wigglenet" ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname != "wigglenet" ct state invalid,untracked ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward-ipv6 iifname "wigglenet" oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
-    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 iifname "veth*" oifname != "wigglenet" ct mark & 0x2000000 != 0 ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct state invalid,untracked ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 oifname != "wigglenet" ct direction original ct status & 0x18 == 0x8 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
-    add rule inet wigglenet forward-ipv6 ct state established,related ip6 daddr @own-ipv6 accept
-    add rule inet wigglenet forward-ipv6 ct status & dnat != 0 ip6 daddr @own-ipv6 accept
-    add rule inet wigglenet forward-ipv6 iifname "veth*" ip6 daddr @own-ipv6 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 1 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 2 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 3 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 4 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 128 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 icmpv6 type 129 accept
-    add rule inet wigglenet forward-ipv6 iifname "wigglenet" ip6 daddr @own-ipv6 accept
-    add rule inet wigglenet forward-ipv6 ip6 daddr @own-ipv6 counter drop
+    add rule inet wigglenet input-ipv6 ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet forward ct mark & 0x2000000 != 0 goto tunnelled
+    add rule inet wigglenet forward goto guards
+    add rule inet wigglenet postrouting oifname "wigglenet" accept
     add rule inet wigglenet postrouting meta nfproto ipv4 goto postrouting-ipv4
     add rule inet wigglenet postrouting meta nfproto ipv6 goto postrouting-ipv6
-    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
-    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip saddr @own-ipv4 ip daddr @nodes-ipv4 accept
-    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ct direction original ct reply ip daddr != @own-ipv4 ip saddr @own-ipv4 ip daddr @nodes-ipv4 counter accept
-    add rule inet wigglenet postrouting-ipv4 oifname != "wigglenet" ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @nodes-ipv4 counter drop
-    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
-    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ct direction reply ct status & dnat != 0 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 accept
-    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ct direction original ct reply ip6 daddr != @own-ipv6 ip6 saddr @own-ipv6 ip6 daddr @nodes-ipv6 counter accept
-    add rule inet wigglenet postrouting-ipv6 oifname != "wigglenet" ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @nodes-ipv6 counter drop
+    add rule inet wigglenet postrouting-ipv4 oifname "veth*" ip daddr @own-ipv4 accept
+    add rule inet wigglenet postrouting-ipv4 ip daddr @remote-ipv4 ip daddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet postrouting-ipv4 ip daddr @nodes-ipv4 goto to-nodes-ipv4
+    add rule inet wigglenet postrouting-ipv6 oifname "veth*" ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet postrouting-ipv6 ip6 daddr @remote-ipv6 ip6 daddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet postrouting-ipv6 ip6 daddr @nodes-ipv6 goto to-nodes-ipv6
     add rule inet wigglenet srcnat meta nfproto ipv4 goto srcnat-ipv4
     add rule inet wigglenet srcnat meta nfproto ipv6 goto srcnat-ipv6
     add rule inet wigglenet srcnat-ipv4 ct status & dnat != 0 ip saddr @remote-ipv4 ip daddr != @own-ipv4 masquerade fully-random
@@ -123,7 +95,73 @@ test("the table, from nothing", () => {
     add rule inet wigglenet srcnat-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 masquerade fully-random
     add rule inet wigglenet srcnat-ipv6 ct status & dnat != 0 ip6 saddr @remote-ipv6 ip6 daddr != @own-ipv6 masquerade fully-random
     add rule inet wigglenet srcnat-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
-    add rule inet wigglenet srcnat-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random"
+    add rule inet wigglenet srcnat-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 masquerade fully-random
+    add rule inet wigglenet from-own-ipv4 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet from-own-ipv4 ct direction original ct status & snat != 0 ct reply ip daddr @own-ipv4 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet from-own-ipv4 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet from-own-ipv6 ct direction original ct status & snat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet from-own-ipv6 ct direction original ct status & snat != 0 ct reply ip6 daddr @own-ipv6 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet from-own-ipv6 ct direction reply ct status & dnat == 0 meta mark set meta mark or 0x1000000
+    add rule inet wigglenet tunnelled iifname "veth*" oifname "wigglenet" ct state established accept
+    add rule inet wigglenet tunnelled meta nfproto ipv4 goto tunnelled-ipv4
+    add rule inet wigglenet tunnelled meta nfproto ipv6 goto tunnelled-ipv6
+    add rule inet wigglenet tunnelled-ipv4 iifname "wigglenet" oifname "veth*" ct state established ip daddr @own-ipv4 accept
+    add rule inet wigglenet tunnelled-ipv4 iifname "veth*" oifname != "wigglenet" ct direction original ct reply ip daddr @own-ipv4 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet tunnelled-ipv4 iifname "veth*" oifname != "wigglenet" ct direction reply ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet tunnelled-ipv4 goto guards
+    add rule inet wigglenet tunnelled-ipv6 iifname "wigglenet" oifname "veth*" ct state established ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet tunnelled-ipv6 iifname "veth*" oifname != "wigglenet" ct direction original ct reply ip6 daddr @own-ipv6 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet tunnelled-ipv6 iifname "veth*" oifname != "wigglenet" ct direction reply ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet tunnelled-ipv6 goto guards
+    add rule inet wigglenet guards iifname "veth*" goto from-pods
+    add rule inet wigglenet guards iifname "wigglenet" goto from-tunnel
+    add rule inet wigglenet guards meta nfproto ipv4 goto guards-ipv4
+    add rule inet wigglenet guards meta nfproto ipv6 goto guards-ipv6
+    add rule inet wigglenet guards-ipv4 ip saddr @remote-ipv4 ip saddr != @hosts-ipv4 ip saddr != @unencrypted-ipv4 counter drop
+    add rule inet wigglenet guards-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet guards-ipv4 ct state established,related accept
+    add rule inet wigglenet guards-ipv4 ct status & dnat != 0 accept
+    add rule inet wigglenet guards-ipv4 ip daddr @own-ipv4 counter drop
+    add rule inet wigglenet guards-ipv6 ip6 saddr @remote-ipv6 ip6 saddr != @hosts-ipv6 ip6 saddr != @unencrypted-ipv6 counter drop
+    add rule inet wigglenet guards-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet guards-ipv6 ct state established,related accept
+    add rule inet wigglenet guards-ipv6 ct status & dnat != 0 accept
+    add rule inet wigglenet guards-ipv6 icmpv6 type { 1, 2, 3, 4, 128, 129 } accept
+    add rule inet wigglenet guards-ipv6 ip6 daddr @own-ipv6 counter drop
+    add rule inet wigglenet from-pods oifname "wigglenet" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet from-pods oifname "wigglenet" accept
+    add rule inet wigglenet from-pods meta nfproto ipv4 goto from-pods-ipv4
+    add rule inet wigglenet from-pods meta nfproto ipv6 goto from-pods-ipv6
+    add rule inet wigglenet from-pods-ipv4 oifname "veth*" ip daddr @own-ipv4 accept
+    add rule inet wigglenet from-pods-ipv4 ct state invalid,untracked jump outward-ipv4
+    add rule inet wigglenet from-pods-ipv4 ct direction original ct status & 0x18 == 0x8 jump outward-ipv4
+    add rule inet wigglenet from-pods-ipv6 oifname "veth*" ip6 daddr @own-ipv6 accept
+    add rule inet wigglenet from-pods-ipv6 ct state invalid,untracked jump outward-ipv6
+    add rule inet wigglenet from-pods-ipv6 ct direction original ct status & 0x18 == 0x8 jump outward-ipv6
+    add rule inet wigglenet outward-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr != @own-ipv4 ip daddr != @remote-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet outward-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 ip daddr @hosts-ipv4 ip daddr != @nodes-ipv4 ip daddr != @keep-ipv4 counter drop
+    add rule inet wigglenet outward-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr != @own-ipv6 ip6 daddr != @remote-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet outward-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 ip6 daddr @hosts-ipv6 ip6 daddr != @nodes-ipv6 ip6 daddr != @keep-ipv6 counter drop
+    add rule inet wigglenet from-tunnel meta nfproto ipv4 goto from-tunnel-ipv4
+    add rule inet wigglenet from-tunnel meta nfproto ipv6 goto from-tunnel-ipv6
+    add rule inet wigglenet from-tunnel-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet from-tunnel-ipv4 oifname "wigglenet" accept
+    add rule inet wigglenet from-tunnel-ipv4 ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet from-tunnel-ipv4 ct state invalid,untracked ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet from-tunnel-ipv4 oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet from-tunnel-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
+    add rule inet wigglenet from-tunnel-ipv6 oifname "wigglenet" accept
+    add rule inet wigglenet from-tunnel-ipv6 ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet from-tunnel-ipv6 ct state invalid,untracked ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet from-tunnel-ipv6 oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
+    add rule inet wigglenet to-nodes-ipv4 ip saddr != @own-ipv4 accept
+    add rule inet wigglenet to-nodes-ipv4 ct direction reply ct status & dnat != 0 accept
+    add rule inet wigglenet to-nodes-ipv4 ct direction original ct reply ip daddr != @own-ipv4 counter accept
+    add rule inet wigglenet to-nodes-ipv4 ip saddr != @hosts-ipv4 counter drop
+    add rule inet wigglenet to-nodes-ipv6 ip6 saddr != @own-ipv6 accept
+    add rule inet wigglenet to-nodes-ipv6 ct direction reply ct status & dnat != 0 accept
+    add rule inet wigglenet to-nodes-ipv6 ct direction original ct reply ip6 daddr != @own-ipv6 counter accept
+    add rule inet wigglenet to-nodes-ipv6 ip6 saddr != @hosts-ipv6 counter drop"
   `);
 });
 
@@ -189,7 +227,7 @@ describe("what nft listed", () => {
     expect(observed.sets["remote-ipv4"]?.elements).toContain("10.9.0.5-10.9.0.9");
     expect(observed.sets["nodes-ipv4"]?.elements).toContain("192.0.2.9");
     expect(observed.chains.prerouting?.spec).toBe("type filter hook prerouting priority -90; policy drop");
-    expect(observed.chains.prerouting?.rules).toHaveLength(3);
+    expect(observed.chains.prerouting?.rules).toHaveLength(4);
     expect(observed.maps.theirs?.spec).toBe("type ipv4_addr : verdict");
     expect(observed.others).toEqual(["counter"]);
     const [first, ...rest] = lines(desired(), observed);

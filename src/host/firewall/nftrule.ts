@@ -37,6 +37,7 @@ const icmpv6Names: Record<number, string> = {
 };
 
 const states = {
+  ongoing: ["established"],
   established: ["established", "related"],
   direct: ["established", "new"],
   invalid: ["invalid", "untracked"],
@@ -123,6 +124,7 @@ function conditions(match: Conditions, family: Family | undefined): Statement[] 
     ...(connectionMarked === undefined ? [] : [marked(connectionMarked)]),
     ...(match.direction ? [is(ct("direction"), "==", word(match.direction))] : []),
     ...(destinationTranslated === undefined ? [] : [status("dnat", destinationTranslated)]),
+    ...(match.sourceTranslated === undefined ? [] : [status("snat", match.sourceTranslated)]),
     ...(match.untranslated ? [untranslated] : []),
     ...(state ? [is(ct("state"), "in", [states[state].join(","), states[state]])] : []),
     ...(match.repliesTo ? [is(replies, "==", address(match.repliesTo))] : []),
@@ -169,9 +171,10 @@ const untranslated: Statement = [
   },
 ];
 
-function icmpv6(type: number): Statement {
+function icmpv6(types: readonly number[]): Statement {
   const left = { payload: { protocol: "icmpv6", field: "type" } };
-  return [`icmpv6 type ${type}`, { match: { op: "==", left, right: icmpv6Names[type] ?? type } }];
+  const names = types.map((type) => icmpv6Names[type] ?? type);
+  return [`icmpv6 type { ${types.join(", ")} }`, { match: { op: "==", left, right: { set: names } } }];
 }
 
 const counter: Statement = ["counter", { counter: null }];

@@ -41,19 +41,20 @@ export interface Conditions {
   repliesTo?: `@${SetName}`;
   repliesNotTo?: `@${SetName}`[];
   destinationTranslated?: boolean;
+  sourceTranslated?: boolean;
   /**
-   * `established`: part of a connection that there is, or an error about one. `direct`: part of one, new or not, and no
+   * `ongoing`: part of a connection that there is. `established`: part of a connection that there is, or an error about one. `direct`: part of one, new or not, and no
    * error. `invalid`: part of none that there could be, or that is tracked.
    */
-  state?: "established" | "direct" | "invalid";
+  state?: "ongoing" | "established" | "direct" | "invalid";
   /** Not the first packet of its connection, whose source stays what it is. */
   untranslated?: true;
   /** Whether the connection has our mark. A packet without a connection matches neither. */
   connectionMarked?: boolean;
   /** The connection has had more packets than this, both ways together. */
   packetsOver?: number;
-  /** Number of an ICMPv6 type. */
-  icmpv6?: number;
+  /** Numbers of ICMPv6 types. */
+  icmpv6?: readonly number[];
   /** The way back to the source is not by the link that the packet came from. */
   spoofed?: true;
 }
