@@ -93,7 +93,9 @@ test("each module is asked for, in the families that have it", () => {
 
 test("every extension that our rules name is asked for", () => {
   const rules = wanted().flatMap((chain) => chain.rules);
-  const named = new Set(rules.flatMap((rule) => [...rule.matchAll(/-[mj] (?!WIGGLENET-)(\w+)/g)].map(([, name]) => name)));
+  const named = new Set(
+    rules.flatMap((rule) => [...rule.matchAll(/-[mj] (?!WIGGLENET-)(\w+)/g)].map(([, name]) => name)),
+  );
   // Part of the tables themselves.
   for (const builtin of ["DROP", "RETURN", "ACCEPT", "icmp6"]) named.delete(builtin);
   const extensions = new Set(

@@ -1,7 +1,10 @@
 import { expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import fc from "fast-check";
 import { type Family, families } from "../../net/address.ts";
 import { chainsOf, type Settings } from "./chains.ts";
+import { flowCosts } from "./fixtures/flows.ts";
 import { specification } from "./fixtures/specification.ts";
 import { type Packet, type Walk, walk } from "./fixtures/walk.ts";
 import { type SetName, setNames } from "./model.ts";
@@ -91,4 +94,39 @@ test("the chains do what the plain list of rules says, to every packet there can
     }),
     { numRuns: 2_000 },
   );
+});
+
+test("what a packet of an established flow passes: rules, searches in sets, and of those in sets of other nodes", () => {
+  const lines = flowCosts().map(({ title, family, verdict, rules, searches, searchesOfOthers, plain }) => {
+    const before = `${plain.rules}, ${plain.searches}, ${plain.searchesOfOthers}`;
+    return `${family} ${title}: ${verdict}, ${rules}, ${searches}, ${searchesOfOthers} (as a plain list ${before})`;
+  });
+  expect(lines.join("\n")).toMatchInlineSnapshot(`
+    "ipv4 pod → pod of another node: pass, 8, 1, 0 (as a plain list 22, 7, 1)
+    ipv4 its answer: pass, 6, 1, 0 (as a plain list 18, 5, 1)
+    ipv4 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 22, 8, 1)
+    ipv4 pod → node: pass, 8, 1, 0 (as a plain list 22, 7, 1)
+    ipv4 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 18, 16, 7)
+    ipv4 pod → outside: pass, 17, 4, 2 (as a plain list 22, 13, 5)
+    ipv4 its answer from outside: pass, 10, 3, 1 (as a plain list 18, 6, 2)
+    ipv4 outside → node: pass, 7, 3, 2 (as a plain list 7, 4, 2)
+    ipv6 pod → pod of another node: pass, 8, 1, 0 (as a plain list 25, 8, 1)
+    ipv6 its answer: pass, 6, 1, 0 (as a plain list 20, 5, 1)
+    ipv6 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 25, 9, 1)
+    ipv6 pod → node: pass, 8, 1, 0 (as a plain list 25, 8, 1)
+    ipv6 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 20, 16, 7)
+    ipv6 pod → outside: pass, 17, 4, 2 (as a plain list 25, 14, 5)
+    ipv6 its answer from outside: pass, 10, 3, 1 (as a plain list 20, 6, 2)
+    ipv6 outside → node: pass, 8, 3, 2 (as a plain list 10, 4, 2)"
+  `);
+});
+
+test("docs/performance.md has these figures", () => {
+  const text = readFileSync(join(import.meta.dirname, "../../../docs/performance.md"), "utf8");
+  const rows = flowCosts().flatMap(({ title, family, verdict, rules, searches, searchesOfOthers, plain }) =>
+    family === "ipv4"
+      ? `| ${title} | ${verdict} | ${rules} | ${searches} | ${searchesOfOthers} | ${plain.rules} | ${plain.searches} | ${plain.searchesOfOthers} |`
+      : [],
+  );
+  expect(text).toContain(rows.join("\n"));
 });
