@@ -34,7 +34,6 @@ export function samples(family: Family, { tunnel, masquerade }: Uses): Sample[] 
     rule,
   });
   return [
-    sample("xt_comment", "filter", "-m comment --comment wigglenet"),
     sample("xt_conntrack", "filter", "-m conntrack --ctstate ESTABLISHED"),
     ...(tunnel
       ? [
