@@ -147,7 +147,7 @@ const ruleset: Row[] = [
   ["nftables: rule added", "nft insert rule inet wigglenet postrouting counter drop"],
   [
     "nftables: rule deleted",
-    "nft delete rule inet wigglenet prerouting handle $(nft -a list chain inet wigglenet prerouting | grep comment | grep -m1 -o 'handle [0-9]*$' | cut -d' ' -f2)",
+    "nft delete rule inet wigglenet prerouting handle $(nft -a list chain inet wigglenet prerouting | grep nfproto | grep -m1 -o 'handle [0-9]*$' | cut -d' ' -f2)",
   ],
   [
     "nftables: chain and set added",

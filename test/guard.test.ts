@@ -303,7 +303,10 @@ describe.each([
     await until(
       "the repair, and the agent's word of it",
       async () => repairs().length > length && (await firewall(nodes[0], backend)) === before,
-      { timeout: 6_000 },
+      {
+        timeout: 6_000,
+        why: async () => `${before}\nbecame\n${await firewall(nodes[0], backend)}`,
+      },
     );
     // What writes the last of it, by the agent's clock: to look takes longer on a busy machine.
     expect(atLeast("warn", nodes[0].agentLog())).toEqual([]);

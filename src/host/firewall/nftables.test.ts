@@ -179,7 +179,7 @@ describe("what nft listed", () => {
     expect(withoutHandles(parseRuleset(listed)!)).toEqual({
       ...settledRuleset(desired()),
       passed: 0,
-      counting: ["postrouting-ipv4", "postrouting-ipv6"],
+      counting: ["to-nodes-ipv4", "to-nodes-ipv6"],
     });
     expect(diffRuleset(desired(), parseRuleset(listed))).toEqual([]);
   });
@@ -206,7 +206,7 @@ describe("what nft listed", () => {
     };
     const known = parseRuleset(listed)!;
     expect(await recount(reader, known)).toEqual({ ...known, passed: 7 + 7 });
-    expect(asked).toEqual(["postrouting-ipv4", "postrouting-ipv6"]);
+    expect(asked).toEqual(["to-nodes-ipv4", "to-nodes-ipv6"]);
   });
 
   test("a rule that does something else under the same comment is another", () => {
