@@ -8,6 +8,7 @@ import type { LightNode } from "./lab/cluster/lightnode.ts";
 import type { Stream } from "./lab/cluster/place.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
 import type { Addresses, Host } from "./lab/kernel/namespace.ts";
+import { objectsOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
 
@@ -262,7 +263,7 @@ if (offers)
       async (harm) => {
         // The links come last in a repair, so they are read last.
         const state = async () => [
-          (await n1.$`nft -s list chain inet wigglenet forward`).stdout,
+          objectsOf((await n1.$`nft -s list table inet wigglenet`).stdout),
           await devices(n1),
         ];
         const before = await state();
@@ -281,7 +282,7 @@ if (offers)
       await areOffloaded(n1, [udp(p1, p2, "ipv6")]);
       await restart(n1, { FLOWTABLE_DEVICES: "wigglenet", FLOWTABLE_PACKET_THRESHOLD: "9" });
       expect(await devices(n1)).toEqual(["wigglenet"]);
-      expect((await n1.$`nft list chain inet wigglenet forward`).stdout).toContain("ct packets > 9 flow add");
+      expect((await n1.$`nft list table inet wigglenet`).stdout).toContain("ct packets > 9 flow add");
       await stream.flowing(20);
       await restart(n1, { ENABLE_FLOWTABLE: "0" });
       expect((await n1.$`nft list ruleset`).stdout).not.toMatch(/flowtable|flow add/);

@@ -4,6 +4,7 @@ import type { LightNode } from "./lab/cluster/lightnode.ts";
 import { atLeast } from "./lab/cluster/loglevel.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
+import { objectsOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
 import { Arrivals } from "./lab/probe/arrivals.ts";
 import { sleep, until } from "./lab/process.ts";
@@ -151,12 +152,7 @@ async function firewall(node: LightNode, backend: string): Promise<string> {
       : "for f in iptables ip6tables; do for t in mangle filter nat; do $f-nft -t $t -S | grep WIGGLENET; done; done";
   const text = await node.namespace.run(["/bin/sh", "-c", script]).catch(() => "");
   if (backend !== "nftables") return text;
-  const objects = text.replaceAll(/ counter packets \d+ bytes \d+|^table.*\n|^}\n/gm, "").split("\n\n");
-  // They are listed in the order in which they were made.
-  return objects
-    .map((object) => object.trim())
-    .sort()
-    .join("\n");
+  return objectsOf(text.replaceAll(/ counter packets \d+ bytes \d+/g, "")).join("\n");
 }
 
 /** The first rule that drops lets pass, under the comment that it had. */

@@ -5,7 +5,7 @@ import { kubernetesDir, repository } from "./lab/cache.ts";
 import { cniFile, type LightNode } from "./lab/cluster/lightnode.ts";
 import type { Pod } from "./lab/cluster/pod.ts";
 import type { Host } from "./lab/kernel/namespace.ts";
-import { type NodeState, stateOf } from "./lab/kernel/state.ts";
+import { type NodeState, objectsOf, stateOf } from "./lab/kernel/state.ts";
 import { Lab } from "./lab/lab.ts";
 import { until } from "./lab/process.ts";
 
@@ -135,9 +135,10 @@ describe("native routing", () => {
       expect(ipv4).toEqual((await guards(node)).slice(0, 1));
       const rules = state.rules.filter((rule) => rule.includes("24601"));
       expect(rules.map((rule) => rule.slice(0, 3))).toEqual(["-6 "]);
-      const marks = state.nftables.filter((line) => line.includes("mark set"));
+      const table = await node.$`nft list table inet wigglenet`;
+      const marks = objectsOf(table.stdout).filter((object) => object.includes("mark set"));
       expect(marks.length).toBeGreaterThan(0);
-      expect(marks.filter((line) => !/ip6 saddr|meta nfproto ipv6/.test(line))).toEqual([]);
+      expect(marks.filter((object) => !/^chain \S+-ipv6 /.test(object))).toEqual([]);
       const { stdout } = await node.$`wg show wigglenet allowed-ips`;
       const ipv6 = (await other.podCIDRs()).find((cidr) => cidr.includes(":"))!;
       expect(stdout.trim().split("\t")[1]!.split(" ").sort()).toEqual(

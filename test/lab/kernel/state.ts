@@ -33,9 +33,10 @@ export async function stateOf(node: LightNode): Promise<NodeState> {
     node.$`/bin/bash -c ${script}`.nothrow(),
     node.object().catch(() => undefined),
   ]);
-  const [sysctls = [], link = [], routes = [], rules = [], wireguard = [], nftables = []] = stdout
-    .split(`${separator}\n`)
-    .map((part) => part.split("\n").filter(Boolean));
+  const parts = stdout.split(`${separator}\n`);
+  const [sysctls = [], link = [], routes = [], rules = [], wireguard = []] = parts.map((part) =>
+    part.split("\n").filter(Boolean),
+  );
   const ours = Object.entries(object?.metadata.annotations ?? {}).filter(([key]) =>
     key.startsWith("wigglenet/"),
   );
@@ -46,7 +47,10 @@ export async function stateOf(node: LightNode): Promise<NodeState> {
     routes: routes.map((line) => line.trimEnd()).sort(),
     rules: rules.map((line) => line.trimEnd()),
     wireguard: wireguard.map((line) => withoutCounters(line.split("\t"))).sort(),
-    nftables,
+    nftables: [
+      ...(/^table .*/.exec(parts[5] ?? "") ?? []),
+      ...objectsOf(parts[5] ?? "").flatMap((object) => object.split("\n")),
+    ],
     cni: {
       target: targetOf(node, cniFile),
       content: node.read(cniFile),
@@ -54,6 +58,15 @@ export async function stateOf(node: LightNode): Promise<NodeState> {
     },
     annotations: Object.fromEntries(ours.sort()),
   };
+}
+
+/** What a table has, without the order in which it was made. */
+export function objectsOf(listing: string): string[] {
+  const objects = listing.replaceAll(/^table .*\n|^}\n?/gm, "").split("\n\n");
+  return objects
+    .map((object) => object.trim())
+    .filter(Boolean)
+    .sort();
 }
 
 /** Of a peer's line: latest handshake, bytes received and sent. */
