@@ -102,21 +102,21 @@ test("what a packet of an established flow passes: rules, searches in sets, and 
     return `${family} ${title}: ${verdict}, ${rules}, ${searches}, ${searchesOfOthers} (as a plain list ${before})`;
   });
   expect(lines.join("\n")).toMatchInlineSnapshot(`
-    "ipv4 pod → pod of another node: pass, 8, 1, 0 (as a plain list 22, 7, 1)
-    ipv4 its answer: pass, 6, 1, 0 (as a plain list 18, 5, 1)
-    ipv4 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 22, 8, 1)
-    ipv4 pod → node: pass, 8, 1, 0 (as a plain list 22, 7, 1)
-    ipv4 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 18, 16, 7)
-    ipv4 pod → outside: pass, 17, 4, 2 (as a plain list 22, 13, 5)
-    ipv4 its answer from outside: pass, 10, 3, 1 (as a plain list 18, 6, 2)
+    "ipv4 pod → pod of another node: pass, 8, 1, 0 (as a plain list 24, 7, 1)
+    ipv4 its answer: pass, 6, 2, 0 (as a plain list 20, 6, 1)
+    ipv4 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 24, 8, 1)
+    ipv4 pod → node: pass, 8, 1, 0 (as a plain list 24, 7, 1)
+    ipv4 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 20, 16, 7)
+    ipv4 pod → outside: pass, 17, 4, 2 (as a plain list 24, 13, 5)
+    ipv4 its answer from outside: pass, 10, 3, 1 (as a plain list 20, 6, 2)
     ipv4 outside → node: pass, 7, 3, 2 (as a plain list 7, 4, 2)
-    ipv6 pod → pod of another node: pass, 8, 1, 0 (as a plain list 25, 8, 1)
-    ipv6 its answer: pass, 6, 1, 0 (as a plain list 20, 5, 1)
-    ipv6 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 25, 9, 1)
-    ipv6 pod → node: pass, 8, 1, 0 (as a plain list 25, 8, 1)
-    ipv6 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 20, 16, 7)
-    ipv6 pod → outside: pass, 17, 4, 2 (as a plain list 25, 14, 5)
-    ipv6 its answer from outside: pass, 10, 3, 1 (as a plain list 20, 6, 2)
+    ipv6 pod → pod of another node: pass, 8, 1, 0 (as a plain list 27, 8, 1)
+    ipv6 its answer: pass, 6, 2, 0 (as a plain list 22, 6, 1)
+    ipv6 pod → Service → pod of another node: pass, 8, 1, 0 (as a plain list 27, 9, 1)
+    ipv6 pod → node: pass, 8, 1, 0 (as a plain list 27, 8, 1)
+    ipv6 pod → pod of its own node: pass, 13, 3, 0 (as a plain list 22, 16, 7)
+    ipv6 pod → outside: pass, 17, 4, 2 (as a plain list 27, 14, 5)
+    ipv6 its answer from outside: pass, 10, 3, 1 (as a plain list 22, 6, 2)
     ipv6 outside → node: pass, 8, 3, 2 (as a plain list 10, 4, 2)"
   `);
 });
