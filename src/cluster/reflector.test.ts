@@ -1,4 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { failure, fakeNode, until } from "./fake-api.ts";
 import { followedNodes } from "./fixtures/followed.ts";
 import { backoff, lines } from "./reflector.ts";
@@ -248,7 +251,7 @@ describe("following", () => {
     await nodes.toBeTold("=n1,n2,n3", "+n4");
   });
 
-  test("memory and connections stay as they are over 1,000 reconnects", async () => {
+  test("memory and connections of an executable stay as they are over 1,000 reconnects", async () => {
     nodes.api.intercept = (url) => {
       if (!url.searchParams.has("watch")) return undefined;
       // Ended by the server, in the middle of a line, with an error and without an event.
@@ -256,7 +259,15 @@ describe("following", () => {
       return new Response(ends[nodes.api.requests.length % ends.length]);
     };
     nodes.api.client();
-    const child = Bun.spawn([process.execPath, `${import.meta.dirname}/fixtures/reconnects.ts`], {
+    const folder = mkdtempSync(join(tmpdir(), "wigglenet-reconnects-"));
+    using _ = { [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
+    const program = `${folder}/reconnects`;
+    // As `npm run build` makes the agent's.
+    const flags = ["--compile", "--minify", "--bytecode", "--format=esm", "--define", "__dirname='/'"];
+    const source = `${import.meta.dirname}/fixtures/reconnects.ts`;
+    const built = Bun.spawnSync([process.execPath, "build", ...flags, source, "--outfile", program]);
+    expect(built.exitCode, built.stderr.toString()).toBe(0);
+    const child = Bun.spawn([program], {
       env: { ...process.env, KUBECONFIG: nodes.api.kubeconfig },
       stdout: "pipe",
       stderr: "inherit",
