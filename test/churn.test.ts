@@ -225,9 +225,16 @@ test(
         ).length === 0,
       { timeout: 15_000 },
     );
-    const { wireguard } = await stateOf(lab.nodes[0]!);
-    expect(wireguard.join("\n")).toContain("172.30.0.113/32");
-    expect(wireguard.join("\n")).not.toContain("172.30.0.13/32");
+    // Pods are reached as soon as WireGuard sees the new endpoint, which may be before the Node tells of it.
+    const peers = async () => (await stateOf(lab.nodes[0]!)).wireguard.join("\n");
+    await until(
+      "the new address to be in the tunnel",
+      async () => (await peers()).includes("172.30.0.113/32"),
+      {
+        why: peers,
+      },
+    );
+    expect(await peers()).not.toContain("172.30.0.13/32");
     expect(await running.lost()).toEqual([]);
   },
   60_000 * patience,

@@ -31,13 +31,14 @@ await step("check", ["bun", "run", "check"]);
 await step("image", ["bun", "run", "image"]);
 
 // All that has no other group, so that no new file is forgotten.
-const others = /^test\/(lab|vm|wholenode|demo|release|scale|churn|claims-generated|manifests-server|restore)/;
+const others =
+  /^test\/(lab|vm|wholenode|demo|release|scale|sizes|churn|claims-generated|manifests-server|restore)/;
 const lightNodes = glob("test/**/*.test.ts").filter((file) => !others.test(file));
 
 const results = [
   await group({ name: "unit", files: ["src"], root: false }),
   // What else the machine does would be in its figures.
-  await group({ name: "scale", files: ["test/scale.test.ts"] }),
+  await group({ name: "scale", files: ["test/scale.test.ts", "test/sizes.test.ts"] }),
 ];
 {
   await using stack = new AsyncDisposableStack();
