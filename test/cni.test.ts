@@ -321,8 +321,8 @@ describe("a file of another plugin", () => {
     await removed("00-x.conf");
     await node.$`rm ${cniFile}`;
     await until("ours to be back", () => node.read(cniFile));
-    // Somebody cleans up.
-    await node.$`mv ${folder} ${folder}.old && mkdir ${folder}`;
+    // Somebody cleans up, and makes the folder anew if the agent has not done so before.
+    await node.$`mv ${folder} ${folder}.old && mkdir -p ${folder}`;
     await until("ours to be in the new folder", () => node.read(cniFile));
     await put("00-x.conf", conf("x"));
     await says(503, "00-x.conf");

@@ -20,7 +20,9 @@ export class Arrivals implements AsyncDisposable {
     ];
     const filter = filters.map((each) => `(${each})`).join(" or ");
     const log = `${dir}/log/arrivals-${name.replace("/", "-")}.log`;
-    const argv = ["tcpdump", "-n", "-l", "--immediate-mode", "-Q", "in", "-i", "any", filter];
+    // Each packet in the buffer takes as much as it may have: with tcpdump's own sizes a burst of nine overflows it.
+    const buffer = ["-s", "128", "-B", "8192"];
+    const argv = ["tcpdump", "-n", "-l", "--immediate-mode", ...buffer, "-Q", "in", "-i", "any", filter];
     const tcpdump = Service.start(`tcpdump in ${name}`, argv, { log, within: place.pid });
     await until("tcpdump to listen", () => readFileSync(log, "utf8").includes("listening on"), {
       every: 10,
