@@ -302,6 +302,24 @@ describe("one key, two nodes (a cloned machine)", () => {
         { "10.2.0.0/24": "key of a", "key of a": "198.51.100.9" },
         ["a!: ", "b: 10.2.0.0/24"],
       ],
+      ...[
+        ["10.1.0.0/24", "192.0.2.1", "/32"],
+        ["fd00:1::/64", "2001:db8::1", "/128"],
+      ].map(
+        ([cidr = "", address = "", bits]): [
+          string,
+          OwnClaims,
+          NodeRecord[],
+          Record<string, string>,
+          string[],
+        ] => [
+          `what is in the tunnel counts once, also for who claims ${address} and ${address}${bits}`,
+          own(),
+          [node("a", [cidr, address]), node("b", [cidr, address, `${address}${bits}`], clone)],
+          { [cidr]: "key of a", [`${address}${bits}`]: "key of a", "key of a": address },
+          [`a: ${cidr} ${address}`, "b!: "],
+        ],
+      ),
       [
         "ours is never another's",
         own({ publicKey: "key of a" }),
