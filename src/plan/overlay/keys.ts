@@ -70,9 +70,9 @@ function best(
 /** How much of what a node says is in the tunnel: most of all its prefixes, then where its packets go. */
 function fitOf(node: NodeRecord, reaches: readonly Family[], standing: KnownOfKeys): number {
   const { publicKey = "", podCidrs, addresses } = node;
-  const held = [...podCidrs, ...addresses.map(hostPrefix)].filter(
-    (prefix) => standing.owners.get(prefix) === publicKey,
-  );
+  // An address may be claimed as a pod CIDR, too: counted twice, a copy would fit better than whose it is.
+  const claimed = new Set([...podCidrs, ...addresses.map(hostPrefix)]);
+  const held = [...claimed].filter((prefix) => standing.owners.get(prefix) === publicKey);
   // An address further down the list is not where packets would go.
   const way = wayTo(node, reaches);
   const used = way !== undefined && way === standing.endpoints.get(publicKey);
