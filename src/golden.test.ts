@@ -237,12 +237,12 @@ test("a cluster of two nodes: what the first is told", async () => {
     add rule inet wigglenet from-tunnel meta nfproto ipv6 goto from-tunnel-ipv6
     add rule inet wigglenet from-tunnel-ipv4 ip saddr @own-ipv4 ip saddr != @hosts-ipv4 counter drop
     add rule inet wigglenet from-tunnel-ipv4 oifname "wigglenet" accept
-    add rule inet wigglenet from-tunnel-ipv4 ct status & dnat == 0 ip daddr != @own-ipv4 counter drop
+    add rule inet wigglenet from-tunnel-ipv4 ct status & dnat == 0 ct reply ip daddr != @own-ipv4 ip daddr != @own-ipv4 counter drop
     add rule inet wigglenet from-tunnel-ipv4 ct state invalid,untracked ip daddr != @own-ipv4 counter drop
     add rule inet wigglenet from-tunnel-ipv4 oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet from-tunnel-ipv6 ip6 saddr @own-ipv6 ip6 saddr != @hosts-ipv6 counter drop
     add rule inet wigglenet from-tunnel-ipv6 oifname "wigglenet" accept
-    add rule inet wigglenet from-tunnel-ipv6 ct status & dnat == 0 ip6 daddr != @own-ipv6 counter drop
+    add rule inet wigglenet from-tunnel-ipv6 ct status & dnat == 0 ct reply ip6 daddr != @own-ipv6 ip6 daddr != @own-ipv6 counter drop
     add rule inet wigglenet from-tunnel-ipv6 ct state invalid,untracked ip6 daddr != @own-ipv6 counter drop
     add rule inet wigglenet from-tunnel-ipv6 oifname "veth*" ct mark & 0x2000000 == 0 ct state established,new ct mark set ct mark or 0x2000000
     add rule inet wigglenet to-nodes-ipv4 ip saddr != @own-ipv4 accept

@@ -72,7 +72,7 @@ describe("from nothing", () => {
       -A WIGGLENET-OUTWARD -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -m set --match-set WIGGLENET-hosts-ipv4 dst -m set ! --match-set WIGGLENET-nodes-ipv4 dst -m set ! --match-set WIGGLENET-keep-ipv4 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -m set --match-set WIGGLENET-own-ipv4 src -m set ! --match-set WIGGLENET-hosts-ipv4 src -j DROP
       -A WIGGLENET-FROM-TUNNEL -o wigglenet -j RETURN
-      -A WIGGLENET-FROM-TUNNEL -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
+      -A WIGGLENET-FROM-TUNNEL -m conntrack ! --ctrepldst 10.1.0.0/24 -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -m conntrack --ctstate INVALID,UNTRACKED -m set ! --match-set WIGGLENET-own-ipv4 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -I INPUT 1 -j WIGGLENET-INPUT
@@ -169,7 +169,7 @@ describe("from nothing", () => {
       -A WIGGLENET-OUTWARD -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -m set --match-set WIGGLENET-hosts-ipv6 dst -m set ! --match-set WIGGLENET-nodes-ipv6 dst -m set ! --match-set WIGGLENET-keep-ipv6 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -m set --match-set WIGGLENET-own-ipv6 src -m set ! --match-set WIGGLENET-hosts-ipv6 src -j DROP
       -A WIGGLENET-FROM-TUNNEL -o wigglenet -j RETURN
-      -A WIGGLENET-FROM-TUNNEL -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
+      -A WIGGLENET-FROM-TUNNEL -m conntrack ! --ctrepldst fd00:1::/64 -m conntrack ! --ctstate DNAT -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -m conntrack --ctstate INVALID,UNTRACKED -m set ! --match-set WIGGLENET-own-ipv6 dst -j DROP
       -A WIGGLENET-FROM-TUNNEL -o veth+ -m connmark ! --mark 0x2000000/0x2000000 -m conntrack --ctstate NEW,ESTABLISHED -j CONNMARK --set-xmark 0x2000000/0x2000000
       -I INPUT 1 -j WIGGLENET-INPUT

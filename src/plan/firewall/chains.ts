@@ -203,8 +203,9 @@ function forward(settings: Settings): Chains {
       "from-tunnel": ofEach(tunnelled, () => [
         rule({ from: "@own", notFrom: ["@hosts"] }, "drop"),
         rule({ out: link }, "pass"),
-        // Sent here for an address that this node has no more: it would go on to whoever has it now.
-        rule({ notTo: ["@own"], destinationTranslated: false }, "drop"),
+        // Sent here for an address that this node has no more: it would go on to whoever has it now. Connection tracking
+        // does not see what IPVS translates, but it sees that the answers came to this node's own gateway.
+        rule({ notTo: ["@own"], destinationTranslated: false, repliesNotTo: ["@own"] }, "drop"),
         rule({ notTo: ["@own"], state: "invalid" }, "drop"),
         marking({ out: podLinks }),
       ]),

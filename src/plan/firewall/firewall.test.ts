@@ -62,7 +62,7 @@ test("a tunnel without masquerade and filter: marks, and nothing in the clear", 
     input: from @remote, notFrom @hosts, notIn wigglenet: drop
     forward: from @remote, notFrom @hosts,@unencrypted, notIn wigglenet: drop
     forward: from @own, notFrom @hosts, notIn veth+: drop
-    forward: in wigglenet, notOut wigglenet, notTo @own, destinationTranslated false: drop
+    forward: in wigglenet, notOut wigglenet, notTo @own, destinationTranslated false, repliesNotTo @own: drop
     forward: in wigglenet, notOut wigglenet, notTo @own, state invalid: drop
     forward: in veth+, out wigglenet, connectionMarked false, state direct: mark-connection
     forward: in wigglenet, out veth+, connectionMarked false, state direct: mark-connection
