@@ -70,7 +70,7 @@ export function chainedBy(desired: CniList, observed: ObservedCni): string[] {
  * Brings the file up to date and opens the gate, by `perform`, which gets what to log with it too.
  * @param mayStart whether pods may; a gate that is open stays open
  */
-export async function applyCni(
+async function applyCni(
   reader: Reader,
   path: string,
   desired: CniList,

@@ -23,7 +23,7 @@ const local = "255";
  * @param own addresses of this node, from which its programs answer pods
  * @param tunnel the tunnel's link
  */
-export function reportForeignRules(
+function reportForeignRules(
   findings: Findings,
   rules: readonly ObservedRule[],
   desired: WantedRoutes,

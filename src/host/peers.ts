@@ -200,7 +200,7 @@ function endpointToSet(
 }
 
 /** The nodes of the peers that commands speak of, for the log. */
-export function namedIn(commands: readonly Command[], peers: readonly Peer[]): string[] {
+function namedIn(commands: readonly Command[], peers: readonly Peer[]): string[] {
   const words = new Set(commands.flatMap((each) => each.argv));
   return peers.filter((peer) => words.has(peer.publicKey)).map((peer) => peer.node);
 }

@@ -65,7 +65,12 @@ export function diffRoutes(link: string, desired: DesiredRoutes, observed: Obser
 
 /** What the kernel has once both lists of `diffRoutes` are done. */
 export function settledRoutes(desired: DesiredRoutes, observed: ObservedRoutes): ObservedRoutes {
-  return { own: [...desired.routes], strange: [], rules: settledRules(desired.rules, observed.rules) };
+  const routes = routeTable(desired.routes);
+  const present = presentOf(observed);
+  noteAdded(present, missingRoutes(routes, "all", present), desired.rules);
+  noteRemoved(present, surplusRoutes(routes, "all", present), desired.rules);
+  const { own, strange, rules } = present;
+  return { own: [...own.values()], strange: [...strange], rules: [...rules] };
 }
 
 /** What the kernel has of ours, kept up with what we change. */

@@ -29,7 +29,7 @@ export async function refusal(): Promise<string | undefined> {
   }
 }
 
-export async function observeDevices({ $ }: Reader): Promise<string[]> {
+async function observeDevices({ $ }: Reader): Promise<string[]> {
   // Asked for alone, one of more than 255 links is not found (kernel 6.1, nft 1.0.6).
   return parseDevices(await $`nft -j list flowtables`);
 }

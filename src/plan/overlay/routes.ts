@@ -66,11 +66,6 @@ export function routePlace({ type, prefix, table }: Route): string {
   return `${table} ${prefix} ${type === "unreachable"}`;
 }
 
-/** The order of all routes. */
-export function compareRoutes(a: Route, b: Route): number {
-  return compareAddresses(a.prefix, b.prefix) || (routeKey(a) < routeKey(b) ? -1 : 1);
-}
-
 /** The identity of a rule. */
 export function ruleKey({ family, priority, text }: Rule): string {
   return `${family} ${priority} ${text}`;
